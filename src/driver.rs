@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The vTPM frontend on xenbus: it offers the backend a page and an event channel, registers the
+//! TPM once the backend is there, and keeps it registered while backends come and go.
+
+use crate::{
+    exchange::{
+        Channel,
+        Control,
+        Failure, //
+    },
+    locality::Locality,
+    protocol::layout,
+    tpm::{
+        attribute::{
+            Attribute,
+            RawAttribute, //
+        },
+        chip::{
+            Chip,
+            Operations,
+            Registration, //
+        },
+    },
+    xen::{
+        bus::{
+            self,
+            State, //
+        },
+        store,
+    },
+};
+use kernel::{
+    device::{
+        Bound,
+        Core, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        aref::ARef,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        Mutex,
+        MutexGuard, //
+    },
+    time::{
+        delay::fsleep,
+        Delta,
+        Jiffies, //
+    },
+};
+use pin_init::pin_init_scope;
+
+/// How long `probe()` waits for the backend. libxl gives backends 10 s to show up, too.
+const PROBE_WAIT_MS: u32 = 10_000;
+
+/// How long `unbind()` waits for the backend to let go of the page.
+const UNBIND_WAIT_MS: u32 = 1_000;
+
+/// How often they ask for the backend's state meanwhile. Both may run in the very thread that
+/// takes xenstore's watches, so that a watch would not help them.
+const POLL_MS: u32 = 10;
+
+/// Where the connection to the backend stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// There is none. Commands fail with `EPIPE`.
+    Down,
+    /// The backend was offered a channel. Commands fail with `EPIPE`.
+    Offered,
+    /// Commands can run.
+    Up,
+    /// The backend stopped answering, and was told that the connection ends. Commands fail with
+    /// `ESHUTDOWN`.
+    Wedged,
+    /// The backend speaks another protocol, and gets no other offer. Commands fail with `EPIPE`.
+    Refused,
+}
+
+/// The connection to the backend.
+struct Link {
+    stage: Stage,
+    /// The last channel that was offered. It is kept until the next one comes, because the backend
+    /// may not have let go of its page yet.
+    channel: Option<Channel>,
+}
+
+/// One vTPM: what the TPM's callbacks and the device's have in common.
+#[pin_data]
+pub(crate) struct Vtpm {
+    dev: ARef<bus::Device>,
+    control: Arc<Control>,
+    /// At most 255.
+    locality: Atomic<u32>,
+    /// Held while a command runs; [`Control`] is how to cut that short. The device's state in
+    /// xenstore is changed under it only.
+    #[pin]
+    link: Mutex<Link>,
+}
+
+impl Vtpm {
+    fn new(dev: &bus::Device<Bound>) -> Result<Arc<Self>> {
+        let dev = dev.into();
+        let control = Arc::pin_init(Control::new(), GFP_KERNEL)?;
+
+        Arc::pin_init(
+            pin_init!(Self {
+                dev,
+                control,
+                locality: Atomic::new(0),
+                link <- new_mutex!(Link {
+                    stage: Stage::Down,
+                    channel: None,
+                }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The locality that requests are sent from.
+    pub(crate) fn locality(&self) -> u8 {
+        // CAST: Only ever set from a `u8`.
+        self.locality.load(Relaxed) as u8
+    }
+
+    /// Sets the locality of the requests to come.
+    pub(crate) fn set_locality(&self, locality: u8) {
+        self.locality.store(locality.into(), Relaxed);
+    }
+
+    /// Cuts a running command short, keeps others from starting, and gives access to the link.
+    fn hang_up(&self) -> MutexGuard<'_, Link> {
+        self.control.hang_up();
+        self.link.lock()
+    }
+
+    /// Offers the backend a fresh channel, in place of the one that there was.
+    fn offer(&self, dev: &bus::Device<Bound>) -> Result {
+        let mut link = self.hang_up();
+
+        // The old channel goes before the new one comes.
+        link.stage = Stage::Down;
+        link.channel = None;
+        let channel = Channel::new(dev, self.control.clone())?;
+
+        // The state goes out together with the rest. Otherwise xenbus could be woken by the rest,
+        // find the old state, and by then compare it with a newer one: it would take the device
+        // for a new one and throw this one away.
+        store::transact(dev.folder(), |transaction| {
+            transaction.write(c"ring-ref", fmt!("{}", channel.grant()))?;
+            transaction.write(c"event-channel", fmt!("{}", channel.port()))?;
+            transaction.write(c"feature-protocol-v2", fmt!("{}", layout::FEATURE_VALUE))?;
+            transaction.write(c"state", fmt!("{}", State::Initialised.as_raw()))
+        })?;
+        // Now for xenbus's own copy of the state.
+        dev.switch_state(State::Initialised);
+
+        link.channel = Some(channel);
+        link.stage = Stage::Offered;
+        Ok(())
+    }
+
+    /// The backend took the channel that it was offered, if it was. Returns whether commands can
+    /// run.
+    fn accept(&self, dev: &bus::Device<Core<'_>>) -> bool {
+        let mut link = self.link.lock();
+
+        if link.stage == Stage::Offered {
+            if speaks_protocol(dev) {
+                dev.switch_state(State::Connected);
+                self.control.connected();
+                link.stage = Stage::Up;
+            } else {
+                dev.report(
+                    EINVAL,
+                    c"backend's feature-protocol-v2 is not 1: too old for us",
+                );
+                dev.switch_state(State::Closing);
+                link.stage = Stage::Refused;
+            }
+        }
+        link.stage == Stage::Up
+    }
+
+    /// The backend is here and waits for an offer.
+    fn make_up(&self, dev: &bus::Device<Bound>) {
+        if matches!(self.link.lock().stage, Stage::Offered | Stage::Refused) {
+            return;
+        }
+        if let Err(e) = self.offer(dev) {
+            dev.report(e, c"offering the backend a page and an event channel");
+        }
+    }
+
+    /// The backend let go of a page neither for an answer nor for a cancelled command: asks it for
+    /// the end of the connection. When it is ready for another one it gets a fresh page.
+    fn reconnect(&self, link: &mut Link) {
+        dev_warn!(
+            self.dev,
+            "the backend does not answer, not even to a cancel: reconnecting\n"
+        );
+        self.dev.switch_state(State::Closing);
+        link.stage = Stage::Wedged;
+    }
+
+    /// The backend is going away, or wants us to.
+    fn close(&self, dev: &bus::Device<Bound>) {
+        let mut link = self.hang_up();
+
+        if link.stage != Stage::Refused {
+            link.stage = Stage::Down;
+        }
+        dev.closed();
+    }
+}
+
+/// Whether the backend says that it speaks the protocol of this driver.
+fn speaks_protocol(dev: &bus::Device<Core<'_>>) -> bool {
+    dev.backend_value(c"feature-protocol-v2")
+        .is_ok_and(|value| value.bytes() == layout::FEATURE_VALUE.as_bytes())
+}
+
+/// Waits until the backend's state makes `decide` say something, or until `left` milliseconds,
+/// which it counts down, are over.
+fn await_backend(
+    dev: &bus::Device<Core<'_>>,
+    left: &mut u32,
+    decide: impl Fn(State) -> Option<bool>,
+) -> bool {
+    loop {
+        if let Some(decision) = decide(dev.backend_state()) {
+            return decision;
+        }
+        if *left == 0 {
+            return false;
+        }
+        fsleep(Delta::from_millis(POLL_MS.into()));
+        *left = left.saturating_sub(POLL_MS);
+    }
+}
+
+/// The `cancel` attribute, in the place of the core's: that one waits for the running command to
+/// end before it cancels, and a TPM 2.0 has none.
+struct Cancel;
+
+impl Attribute for Cancel {
+    type Operations = Vtpm;
+
+    const NAME: &'static CStr = c"cancel";
+    const MODE: u16 = 0o200;
+
+    fn store(vtpm: &Vtpm, _text: &CStr) -> Result {
+        vtpm.cancel();
+        Ok(())
+    }
+}
+
+impl Operations for Vtpm {
+    const ATTRIBUTES: &'static [RawAttribute<Self>] = &[
+        RawAttribute::new::<Locality>(),
+        RawAttribute::new::<Cancel>(),
+    ];
+
+    fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
+        let mut link = self.link.lock();
+        let channel = match (link.stage, &mut link.channel) {
+            (Stage::Up, Some(channel)) => channel,
+            (Stage::Wedged, _) => return Err(Failure::Wedged.into()),
+            _ => return Err(Failure::NoBackend.into()),
+        };
+
+        let result = channel.exchange(packet, length, self.locality(), duration);
+        // Whoever hung up sees to the rest.
+        if channel.is_wedged() && result != Err(Failure::NoBackend) {
+            self.reconnect(&mut link);
+        }
+        Ok(result?)
+    }
+
+    fn cancel(&self) {
+        self.control.cancel();
+    }
+}
+
+/// What belongs to one bound device.
+#[pin_data]
+pub(crate) struct Frontend {
+    /// Before `vtpm`: first nobody uses the TPM any more, then the channel goes.
+    #[pin]
+    tpm: Mutex<Option<Registration<Vtpm>>>,
+    vtpm: Arc<Vtpm>,
+}
+
+/// Registers the TPM behind a connection that is up. Where that fails the next connection is the
+/// next chance.
+fn register(dev: &bus::Device<Core<'_>>, vtpm: &Arc<Vtpm>) -> Option<Registration<Vtpm>> {
+    let domain = dev.backend_domain();
+    let register = || {
+        let mut chip = Chip::new(dev.as_ref(), vtpm.clone())?;
+        let version = chip.probe()?;
+
+        Ok((version, chip.register()?))
+    };
+
+    match register() {
+        Ok((version, tpm)) => {
+            dev_info!(
+                dev,
+                "{} is a {}, served by domain {}\n",
+                tpm.name(),
+                version.name(),
+                domain
+            );
+            Some(tpm)
+        }
+        Err::<_, Error>(e) => {
+            dev_err!(
+                dev,
+                "no TPM registered: domain {}'s does not work ({:?})\n",
+                domain,
+                e
+            );
+            None
+        }
+    }
+}
+
+/// Connects to the backend and registers the TPM, if the backend is there in time. What it is too
+/// late for is done by [`backend_changed()`](bus::Driver::backend_changed).
+fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Arc<Vtpm>) -> Result<Option<Registration<Vtpm>>> {
+    let mut left = PROBE_WAIT_MS;
+
+    // A backend that is connected has not noticed yet that its last frontend has gone.
+    let waits = await_backend(dev, &mut left, |state| match state {
+        State::Initialising | State::InitWait | State::Initialised => Some(true),
+        State::Connected | State::Closing => None,
+        State::Closed | State::Unknown => Some(false),
+    });
+    if waits {
+        vtpm.offer(dev)?;
+    }
+
+    let accepted = waits
+        && await_backend(dev, &mut left, |state| match state {
+            State::Initialising | State::InitWait | State::Initialised => None,
+            State::Connected => Some(true),
+            State::Closing | State::Closed | State::Unknown => Some(false),
+        });
+    if !accepted {
+        dev_warn!(
+            dev,
+            "domain {} has no vTPM for us yet\n",
+            dev.backend_domain()
+        );
+        return Ok(None);
+    }
+
+    Ok(if vtpm.accept(dev) {
+        register(dev, vtpm)
+    } else {
+        None
+    })
+}
+
+/// The driver.
+pub(crate) struct Tpmfront;
+
+impl bus::Driver for Tpmfront {
+    type Data = Frontend;
+
+    const DEVICE_TYPE: &'static CStr = c"vtpm";
+
+    fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
+        pin_init_scope(move || {
+            let vtpm = Vtpm::new(dev)?;
+            let tpm = connect(dev, &vtpm)?;
+
+            Ok(try_pin_init!(Frontend {
+                tpm <- new_mutex!(tpm),
+                vtpm,
+            }))
+        })
+    }
+
+    fn backend_changed(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>, state: State) {
+        match state {
+            State::Initialising | State::InitWait => this.vtpm.make_up(dev),
+            State::Initialised | State::Connected => {
+                let up = this.vtpm.accept(dev);
+                let mut tpm = this.tpm.lock();
+
+                if up && tpm.is_none() {
+                    *tpm = register(dev, &this.vtpm);
+                }
+            }
+            State::Closing | State::Closed | State::Unknown => this.vtpm.close(dev),
+        }
+    }
+
+    fn resume(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) -> Result {
+        this.vtpm.offer(dev)
+    }
+
+    fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
+        // While there is a connection, for the core has some last words for a TPM 2.0.
+        *this.tpm.lock() = None;
+        this.vtpm.close(dev);
+
+        // With the page unmapped, its grant need not be kept back from reuse.
+        await_backend(dev, &mut { UNBIND_WAIT_MS }, |state| match state {
+            State::Connected | State::Closing => None,
+            _ => Some(true),
+        });
+    }
+}

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe abstractions for drivers of TPM chips. Nothing here knows of Xen.
+
+pub(crate) mod attribute;
+pub(crate) mod chip;

@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe abstractions for Xen frontend drivers: the xenbus bus, xenstore, a granted page and its
+//! event channel. Nothing here knows of TPMs.
+
+pub(crate) mod bus;
+pub(crate) mod event;
+pub(crate) mod grant;
+pub(crate) mod store;

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * C helpers for what bindgen cannot see, and the check that our own view of
+ * the wire is the kernel's.
+ */
+#include <linux/build_bug.h>
+#include <linux/completion.h>
+#include <linux/stddef.h>
+#include <xen/interface/io/tpmif.h>
+#include <xen/platform_pci.h>
+#include <xen/xen.h>
+
+#include <tpmif.h>
+
+#include "helpers.h"
+
+#define SAME_FIELD(field)						\
+	static_assert(offsetof(struct tpmif_page, field) ==		\
+		      offsetof(struct vtpm_shared_page, field))
+
+static_assert(sizeof(struct tpmif_page) == sizeof(struct vtpm_shared_page));
+SAME_FIELD(length);
+SAME_FIELD(state);
+SAME_FIELD(locality);
+SAME_FIELD(pad);
+SAME_FIELD(nr_extra_pages);
+SAME_FIELD(extra_pages);
+
+static_assert(TPMIF_IDLE == (int)VTPM_STATE_IDLE);
+static_assert(TPMIF_SUBMIT == (int)VTPM_STATE_SUBMIT);
+static_assert(TPMIF_FINISH == (int)VTPM_STATE_FINISH);
+static_assert(TPMIF_CANCEL == (int)VTPM_STATE_CANCEL);
+
+bool rust_helper_xen_has_pv_devices(void)
+{
+	/* Without CONFIG_XEN_PVHVM the latter alone is a constant. */
+	return xen_domain() && xen_has_pv_devices();
+}
+
+void rust_helper_reinit_completion(struct completion *x)
+{
+	reinit_completion(x);
+}

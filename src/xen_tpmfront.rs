@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Xen vTPM frontend: gives a guest the TPM that a backend in another domain has for it.
+//!
+//! `Documentation/xen-tpmfront.rst` has the whole picture.
+
+#[deny(unsafe_code)]
+mod driver;
+#[deny(unsafe_code)]
+mod exchange;
+#[deny(unsafe_code)]
+mod locality;
+// For the backend and the host tests the same files are a crate of their own (Cargo.toml), so not
+// all that they offer is used here.
+#[deny(unsafe_code)]
+#[path = "protocol/mod.rs"]
+pub mod protocol;
+mod tpm;
+mod xen;
+mod xen_sys;
+
+xen::bus::module_xenbus_driver! {
+    type: driver::Tpmfront,
+    name: "xen_tpmfront",
+    authors: ["The xen-tpmfront developers"],
+    description: "Xen vTPM frontend",
+    license: "GPL",
+    alias: ["xen:vtpm"],
+}
