@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Property tests of both ends of the wire: against a page that holds anything, against one that
+//! changes between any two accesses, and against each other.
+
+use proptest::prelude::*;
+use std::cell::{Cell, RefCell};
+use xen_tpm_protocol::backend::{Vacant, Wish};
+use xen_tpm_protocol::frontend::{End, Ready, Running};
+use xen_tpm_protocol::layout::{MAX_PACKET, PAGE_SIZE, STATE};
+use xen_tpm_protocol::packet::{BadAnswer, Request, HEADER_SIZE};
+use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
+
+/// A page in private memory that counts how often each field is read, and that a hostile peer can
+/// change after every access.
+struct TestPage {
+    bytes: RefCell<Vec<u8>>,
+    /// What the peer writes, in turn, after each access: offset and value.
+    meddling: RefCell<Vec<(usize, u8)>>,
+    length_reads: Cell<u32>,
+    state_reads: Cell<u32>,
+    payload_reads: Cell<u32>,
+}
+
+impl TestPage {
+    fn new(bytes: Vec<u8>) -> Self {
+        assert_eq!(bytes.len(), PAGE_SIZE);
+        Self {
+            bytes: RefCell::new(bytes),
+            meddling: RefCell::default(),
+            length_reads: Cell::new(0),
+            state_reads: Cell::new(0),
+            payload_reads: Cell::new(0),
+        }
+    }
+
+    fn zeroed() -> Self {
+        Self::new(vec![0; PAGE_SIZE])
+    }
+
+    fn meddle(&self) {
+        if let Some((offset, value)) = self.meddling.borrow_mut().pop() {
+            self.bytes.borrow_mut()[offset % PAGE_SIZE] = value;
+        }
+    }
+
+    fn payload_is_wiped(&self) -> bool {
+        self.bytes.borrow()[8..].iter().all(|byte| *byte == 0)
+    }
+
+    fn at(field: Byte) -> usize {
+        match field {
+            Byte::Locality => 5,
+            Byte::Pad => 6,
+            Byte::NrExtraPages => 7,
+        }
+    }
+}
+
+impl Page for TestPage {
+    fn state(&self) -> u8 {
+        self.state_reads.set(self.state_reads.get() + 1);
+        let value = self.bytes.borrow()[STATE];
+        self.meddle();
+        value
+    }
+
+    fn set_state(&self, value: u8) {
+        self.bytes.borrow_mut()[STATE] = value;
+        self.meddle();
+    }
+
+    fn byte(&self, field: Byte) -> u8 {
+        let value = self.bytes.borrow()[Self::at(field)];
+        self.meddle();
+        value
+    }
+
+    fn set_byte(&self, field: Byte, value: u8) {
+        self.bytes.borrow_mut()[Self::at(field)] = value;
+        self.meddle();
+    }
+
+    fn length(&self) -> u32 {
+        self.length_reads.set(self.length_reads.get() + 1);
+        let value = u32::from_le_bytes(self.bytes.borrow()[..4].try_into().unwrap());
+        self.meddle();
+        value
+    }
+
+    fn set_length(&self, value: u32) {
+        self.bytes.borrow_mut()[..4].copy_from_slice(&value.to_le_bytes());
+        self.meddle();
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+        self.payload_reads.set(self.payload_reads.get() + 1);
+        let end = offset.checked_add(into.len()).ok_or(OutOfPage)?;
+        into.copy_from_slice(self.bytes.borrow().get(offset..end).ok_or(OutOfPage)?);
+        self.meddle();
+        Ok(())
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        let end = offset.checked_add(from.len()).ok_or(OutOfPage)?;
+        let mut bytes = self.bytes.borrow_mut();
+        bytes.get_mut(offset..end).ok_or(OutOfPage)?.copy_from_slice(from);
+        drop(bytes);
+        self.meddle();
+        Ok(())
+    }
+
+    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+        self.bytes.borrow_mut().get_mut(offset..).ok_or(OutOfPage)?.fill(0);
+        Ok(())
+    }
+}
+
+/// A packet of `length` bytes with a right header, filled with `fill`.
+fn packet(length: usize, fill: u8) -> Vec<u8> {
+    let mut packet = vec![fill; length];
+    packet[..2].copy_from_slice(&0x8001u16.to_be_bytes());
+    packet[2..6].copy_from_slice(&u32::try_from(length).unwrap().to_be_bytes());
+    packet
+}
+
+fn submit(page: &TestPage, length: usize) -> Running {
+    let packet = packet(length, 0x5a);
+    Ready::fresh()
+        .submit(page, &Request::new(&packet).unwrap(), 3)
+        .unwrap_or_else(|_| panic!("{length} bytes fit"))
+}
+
+/// Answers as a backend would, without asking what the request was.
+fn finish(page: &TestPage, length: u32, payload: &[u8]) {
+    page.write(8, payload).unwrap();
+    page.set_length(length);
+    page.set_state(State::Finish as u8);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn request_is_in_the_page_before_the_state_says_so(
+        length in HEADER_SIZE..=MAX_PACKET, locality: u8, junk: u8,
+    ) {
+        let page = TestPage::new(vec![junk; PAGE_SIZE]);
+        let packet = packet(length, 0x77);
+
+        Ready::fresh().submit(&page, &Request::new(&packet).unwrap(), locality).unwrap();
+        let bytes = page.bytes.borrow();
+        prop_assert_eq!(&bytes[8..8 + length], &packet[..]);
+        prop_assert_eq!(&bytes[..4], &u32::try_from(length).unwrap().to_le_bytes()[..]);
+        prop_assert_eq!(&bytes[4..8], &[State::Submit as u8, locality, 0, 0][..]);
+    }
+
+    #[test]
+    fn only_a_credible_answer_is_taken(
+        length in prop_oneof![0u32..=20, 4080u32..=4100, any::<u32>()],
+        claimed in prop_oneof![0u32..=20, 4080u32..=4100, any::<u32>()],
+        same: bool,
+        room in prop_oneof![Just(4096usize), 0usize..=4096],
+    ) {
+        let page = TestPage::zeroed();
+        let running = submit(&page, 10);
+        let mut payload = packet(MAX_PACKET, 0xa5);
+        let claimed = if same { length } else { claimed };
+        payload[2..6].copy_from_slice(&claimed.to_be_bytes());
+        finish(&page, length, &payload);
+
+        let Ok(End::Finished(finished)) = running.look(&page) else {
+            return Err(TestCaseError::fail("FINISH was not seen"));
+        };
+        let mut into = vec![0xee; room];
+        let (_ready, result) = finished.answer(&page, &mut into);
+
+        let n = length as usize;
+        let credible = (HEADER_SIZE..=MAX_PACKET).contains(&n) && n <= room && claimed == length;
+        match result {
+            Ok(taken) => {
+                prop_assert!(credible);
+                prop_assert_eq!(taken, n);
+                prop_assert_eq!(&into[..n], &payload[..n]);
+            }
+            Err(bad) => {
+                prop_assert!(!credible, "{:?}", bad);
+                prop_assert!(into.iter().all(|byte| *byte == 0), "half an answer was left");
+                if let BadAnswer::Header { page, packet } = bad {
+                    prop_assert_eq!((page, packet), (length, claimed));
+                }
+            }
+        }
+        prop_assert!(page.payload_is_wiped());
+    }
+
+    #[test]
+    fn a_page_that_changes_all_the_time_is_read_once_and_judged(
+        mut meddling in prop::collection::vec(
+            (prop_oneof![0usize..24, 0..PAGE_SIZE], any::<u8>()), 0..40),
+        cancel_at in 0usize..6,
+    ) {
+        let page = TestPage::zeroed();
+        meddling.reverse();
+        *page.meddling.borrow_mut() = meddling;
+        let mut running = submit(&page, 100);
+
+        for turn in 0..8 {
+            let reads = page.state_reads.get();
+            let seen = if turn < cancel_at {
+                running.look(&page)
+            } else {
+                match running.cancel(&page).look(&page) {
+                    Ok(end) => Ok(end),
+                    Err(cancelling) => {
+                        cancelling.abandon_page(&page);
+                        return Ok(());
+                    }
+                }
+            };
+            prop_assert!(page.state_reads.get() <= reads + 1);
+
+            match seen {
+                Ok(End::Finished(finished)) => {
+                    let mut into = vec![0; 4096];
+                    let (_ready, result) = finished.answer(&page, &mut into);
+
+                    prop_assert!(page.length_reads.get() <= 1);
+                    prop_assert!(page.payload_reads.get() <= 1);
+                    if let Ok(n) = result {
+                        prop_assert!((HEADER_SIZE..=MAX_PACKET).contains(&n));
+                        prop_assert_eq!(&into[2..6], &(n as u32).to_be_bytes()[..]);
+                    }
+                    return Ok(());
+                }
+                Ok(End::Abandoned(_ready)) => return Ok(()),
+                Err(still) => running = still,
+            }
+        }
+    }
+
+    #[test]
+    fn only_idle_and_finish_end_a_command(state: u8) {
+        let page = TestPage::zeroed();
+        let running = submit(&page, 10);
+
+        page.set_state(state);
+        match running.look(&page) {
+            Ok(End::Abandoned(_)) => prop_assert_eq!(state, 0),
+            Ok(End::Finished(_)) => prop_assert_eq!(state, 2),
+            Err(_) => prop_assert!(state != 0 && state != 2),
+        }
+    }
+
+    #[test]
+    fn backend_takes_only_what_is_within_the_page(
+        length in prop_oneof![0u32..=20, 3000u32..=4100, any::<u32>()],
+        claimed in prop_oneof![0u32..=20, 3000u32..=4100, any::<u32>()],
+        same: bool,
+        extra_pages: u8,
+        locality: u8,
+    ) {
+        let page = TestPage::new(vec![0xcc; PAGE_SIZE]);
+        let start = 8 + 4 * usize::from(extra_pages);
+        let claimed = if same { length } else { claimed };
+        page.write(start + 2, &claimed.to_be_bytes()).unwrap();
+        page.set_length(length);
+        page.set_byte(Byte::Locality, locality);
+        page.set_byte(Byte::NrExtraPages, extra_pages);
+        page.set_state(State::Submit as u8);
+
+        let Wish::Submitted(submitted) = Vacant::mapped().look(&page) else {
+            return Err(TestCaseError::fail("SUBMIT was not seen"));
+        };
+        let mut into = vec![0; MAX_PACKET];
+        let fits = (HEADER_SIZE..=PAGE_SIZE - start).contains(&(length as usize));
+        match submitted.take(&page, &mut into) {
+            Ok((working, taken)) => {
+                prop_assert!(fits && claimed == length);
+                prop_assert_eq!((taken.length, taken.locality), (length as usize, locality));
+
+                let answer = packet(MAX_PACKET, 1);
+                let (_vacant, written) = working.finish(&page, &answer);
+                prop_assert_eq!(written.is_ok(), extra_pages == 0);
+                let state = if written.is_ok() { State::Finish } else { State::Idle };
+                prop_assert_eq!(page.state(), state as u8);
+            }
+            Err((_vacant, refused)) => {
+                prop_assert!(!fits || claimed != length, "{:?}", refused);
+                prop_assert_eq!(page.state(), State::Idle as u8);
+            }
+        }
+        prop_assert_eq!(page.length_reads.get(), 1);
+    }
+
+    #[test]
+    fn both_ends_carry_many_commands_without_mixing_them_up(
+        steps in prop::collection::vec((HEADER_SIZE..=MAX_PACKET, any::<u8>(), 0u8..4), 1..30),
+    ) {
+        let page = TestPage::zeroed();
+        let (mut ready, mut vacant) = (Ready::fresh(), Vacant::mapped());
+
+        for (length, fill, way) in steps {
+            let request = packet(length, fill);
+            let running = ready.submit(&page, &Request::new(&request).unwrap(), fill % 5).unwrap();
+            let Wish::Submitted(submitted) = vacant.look(&page) else {
+                return Err(TestCaseError::fail("SUBMIT was not seen"));
+            };
+            let mut taken = vec![0; MAX_PACKET];
+            let (working, particulars) = submitted.take(&page, &mut taken).unwrap();
+            prop_assert_eq!(&taken[..particulars.length], &request[..]);
+            prop_assert_eq!(particulars.locality, fill % 5);
+
+            let answer = packet(length, !fill);
+            let mut into = vec![0; 4096];
+            ready = match way {
+                // Answered, and answered although it was cancelled.
+                0 | 1 => {
+                    let end = if way == 0 {
+                        vacant = working.finish(&page, &answer).0;
+                        running.look(&page).unwrap()
+                    } else {
+                        let cancelling = running.cancel(&page);
+                        prop_assert!(working.is_cancelled(&page));
+                        vacant = working.finish(&page, &answer).0;
+                        cancelling.look(&page).unwrap()
+                    };
+                    let End::Finished(finished) = end else {
+                        return Err(TestCaseError::fail("FINISH was not seen"));
+                    };
+                    let (ready, result) = finished.answer(&page, &mut into);
+                    prop_assert_eq!(result, Ok(length));
+                    prop_assert_eq!(&into[..length], &answer[..]);
+                    ready
+                }
+                // Abandoned on demand.
+                2 => {
+                    let cancelling = running.cancel(&page);
+                    vacant = working.abandon(&page);
+                    let End::Abandoned(ready) = cancelling.look(&page).unwrap() else {
+                        return Err(TestCaseError::fail("IDLE was not seen"));
+                    };
+                    ready
+                }
+                // Cancelled in the very moment of its end: CANCEL overwrites FINISH.
+                _ => {
+                    vacant = working.finish(&page, &answer).0;
+                    let cancelling = running.cancel(&page);
+                    let cancelling = cancelling.look(&page).unwrap_err();
+                    let Wish::CancelledNothing(still) = vacant.look(&page) else {
+                        return Err(TestCaseError::fail("CANCEL was not seen"));
+                    };
+                    vacant = still;
+                    let End::Abandoned(ready) = cancelling.look(&page).unwrap() else {
+                        return Err(TestCaseError::fail("IDLE was not seen"));
+                    };
+                    ready
+                }
+            };
+            prop_assert!(page.payload_is_wiped());
+        }
+    }
+}
