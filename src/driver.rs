@@ -164,26 +164,28 @@ impl Vtpm {
         Ok(())
     }
 
-    /// The backend took the channel that it was offered, if it was. Returns whether commands can
-    /// run.
+    /// The backend took the channel that it was offered. Returns whether that is news, and
+    /// commands can run from now on.
     fn accept(&self, dev: &bus::Device<Core<'_>>) -> bool {
         let mut link = self.link.lock();
 
-        if link.stage == Stage::Offered {
-            if speaks_protocol(dev) {
-                dev.switch_state(State::Connected);
-                self.control.connected();
-                link.stage = Stage::Up;
-            } else {
-                dev.report(
-                    EINVAL,
-                    c"backend's feature-protocol-v2 is not 1: too old for us",
-                );
-                dev.switch_state(State::Closing);
-                link.stage = Stage::Refused;
-            }
+        if link.stage != Stage::Offered {
+            return false;
         }
-        link.stage == Stage::Up
+        if !speaks_protocol(dev) {
+            dev.report(
+                EINVAL,
+                c"backend's feature-protocol-v2 is not 1: too old for us",
+            );
+            dev.switch_state(State::Closing);
+            link.stage = Stage::Refused;
+            return false;
+        }
+
+        dev.switch_state(State::Connected);
+        self.control.connected();
+        link.stage = Stage::Up;
+        true
     }
 
     /// The backend is here and waits for an offer.
@@ -390,10 +392,10 @@ impl bus::Driver for Tpmfront {
         match state {
             State::Initialising | State::InitWait => this.vtpm.make_up(dev),
             State::Initialised | State::Connected => {
-                let up = this.vtpm.accept(dev);
+                let accepted = this.vtpm.accept(dev);
                 let mut tpm = this.tpm.lock();
 
-                if up && tpm.is_none() {
+                if accepted && tpm.is_none() {
                     *tpm = register(dev, &this.vtpm);
                 }
             }

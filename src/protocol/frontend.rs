@@ -13,6 +13,25 @@
 //!    │  answer or discard    ▼                   │
 //!    └──────────────────  Finished ◄─────────────┘
 //! ```
+//!
+//! What would break the protocol does not compile, such as a second submit on the same page:
+//!
+//! ```compile_fail,E0382
+//! # use xen_tpm_protocol::{frontend::Ready, packet::Request, Page};
+//! fn twice<P: Page>(page: &P, ready: Ready, request: &Request<'_>) {
+//!     let _ = ready.submit(page, request, 0);
+//!     let _ = ready.submit(page, request, 0);
+//! }
+//! ```
+//!
+//! or a submit while a cancelled command may still be answered:
+//!
+//! ```compile_fail,E0599
+//! # use xen_tpm_protocol::{frontend::Running, packet::Request, Page};
+//! fn hasty<P: Page>(page: &P, running: Running, request: &Request<'_>) {
+//!     let _ = running.cancel(page).submit(page, request, 0);
+//! }
+//! ```
 
 use super::{
     layout::{
