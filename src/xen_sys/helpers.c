@@ -14,17 +14,19 @@
 
 #include "helpers.h"
 
-#define SAME_FIELD(field)						\
-	static_assert(offsetof(struct tpmif_page, field) ==		\
-		      offsetof(struct vtpm_shared_page, field))
-
 static_assert(sizeof(struct tpmif_page) == sizeof(struct vtpm_shared_page));
-SAME_FIELD(length);
-SAME_FIELD(state);
-SAME_FIELD(locality);
-SAME_FIELD(pad);
-SAME_FIELD(nr_extra_pages);
-SAME_FIELD(extra_pages);
+static_assert(offsetof(struct tpmif_page, length) ==
+	      offsetof(struct vtpm_shared_page, length));
+static_assert(offsetof(struct tpmif_page, state) ==
+	      offsetof(struct vtpm_shared_page, state));
+static_assert(offsetof(struct tpmif_page, locality) ==
+	      offsetof(struct vtpm_shared_page, locality));
+static_assert(offsetof(struct tpmif_page, pad) ==
+	      offsetof(struct vtpm_shared_page, pad));
+static_assert(offsetof(struct tpmif_page, nr_extra_pages) ==
+	      offsetof(struct vtpm_shared_page, nr_extra_pages));
+static_assert(offsetof(struct tpmif_page, extra_pages) ==
+	      offsetof(struct vtpm_shared_page, extra_pages));
 
 static_assert(TPMIF_IDLE == (int)VTPM_STATE_IDLE);
 static_assert(TPMIF_SUBMIT == (int)VTPM_STATE_SUBMIT);

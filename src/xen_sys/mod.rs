@@ -31,3 +31,25 @@ mod generated {
 }
 
 pub(crate) use generated::*;
+
+// The wire's Rust side is its C side.
+const _: () = {
+    use crate::protocol::layout;
+    use core::mem::{
+        offset_of,
+        size_of, //
+    };
+
+    assert!(offset_of!(tpmif_page, length) == layout::LENGTH);
+    assert!(offset_of!(tpmif_page, state) == layout::STATE);
+    assert!(offset_of!(tpmif_page, locality) == layout::LOCALITY);
+    assert!(offset_of!(tpmif_page, pad) == layout::PAD);
+    assert!(offset_of!(tpmif_page, nr_extra_pages) == layout::NR_EXTRA_PAGES);
+    assert!(offset_of!(tpmif_page, extra_pages) == layout::HEADER_SIZE);
+    assert!(size_of::<tpmif_page>() == layout::HEADER_SIZE);
+
+    assert!(tpmif_state_TPMIF_IDLE == layout::State::Idle as u32);
+    assert!(tpmif_state_TPMIF_SUBMIT == layout::State::Submit as u32);
+    assert!(tpmif_state_TPMIF_FINISH == layout::State::Finish as u32);
+    assert!(tpmif_state_TPMIF_CANCEL == layout::State::Cancel as u32);
+};
