@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! xen-vtpmd, a vTPM backend for Xen guests: follows libxl in xenstore, serves each guest's shared
+//! page, and has one swtpm for each vTPM. `Documentation/xen-vtpmd.rst` has the whole picture.
+
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod connection;
+pub mod daemon;
+pub mod exchange;
+pub mod lifecycle;
+pub mod logger;
+pub mod machine;
+pub mod swtpm;
+pub mod vtpm;
+#[allow(unsafe_code)]
+pub mod xen;
+pub mod xenbus;

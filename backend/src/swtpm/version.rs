@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What differs between TPM 1.2 and TPM 2.0, as far as a backend has to know.
+
+use std::fmt;
+use std::str::FromStr;
+
+use xen_tpm_protocol::packet::HEADER_SIZE;
+
+/// Which TPM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// TPM 1.2.
+    Tpm12,
+    /// TPM 2.0.
+    Tpm2,
+}
+
+impl Version {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Tpm12, Self::Tpm2];
+
+    /// The file that swtpm keeps the TPM's state in.
+    pub(super) fn state_file(self) -> &'static str {
+        match self {
+            Self::Tpm12 => "tpm-00.permall",
+            Self::Tpm2 => "tpm2-00.permall",
+        }
+    }
+
+    /// The TPM_Startup or TPM2_Startup, type clear, that firmware sends first of all.
+    pub(super) fn startup(self) -> [u8; 12] {
+        match self {
+            Self::Tpm12 => [0, 0xc1, 0, 0, 0, 12, 0, 0, 0, 0x99, 0, 1],
+            Self::Tpm2 => [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x44, 0, 0],
+        }
+    }
+
+    /// The answer to a command that may not be sent from its locality: TPM_BAD_LOCALITY or
+    /// TPM_RC_LOCALITY.
+    pub fn bad_locality(self) -> [u8; HEADER_SIZE] {
+        match self {
+            Self::Tpm12 => [0, 0xc4, 0, 0, 0, 10, 0, 0, 0, 0x3d],
+            Self::Tpm2 => [0x80, 1, 0, 0, 0, 10, 0, 0, 0x09, 0x07],
+        }
+    }
+}
+
+impl FromStr for Version {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        Self::ALL
+            .into_iter()
+            .find(|version| version.to_string() == s)
+            .ok_or(())
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tpm12 => "1.2",
+            Self::Tpm2 => "2.0",
+        })
+    }
+}

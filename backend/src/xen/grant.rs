@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A page that another domain granted.
+
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
+
+use xen_tpm_protocol::layout::{LENGTH, LOCALITY, NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE};
+use xen_tpm_protocol::{Byte, OutOfPage, Page};
+
+use super::{sys, Error};
+
+/// A page of another domain, mapped for reading and writing. The other domain may change it at any
+/// time: each access is atomic, and nobody gets a reference to its bytes.
+///
+/// # Invariants
+///
+/// `handle` came from `xengnttab_open` and was not closed; `page` is the address of [`PAGE_SIZE`]
+/// bytes that are mapped through it, aligned to a page.
+#[derive(Debug)]
+pub struct GrantedPage {
+    handle: Handle,
+    page: NonNull<u8>,
+}
+
+/// An open handle on the grant device.
+///
+/// # Invariants
+///
+/// The pointer came from `xengnttab_open` and was not closed.
+#[derive(Debug)]
+struct Handle(NonNull<sys::GnttabHandle>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: The handle is open by the type invariant, and nobody uses it afterwards.
+        unsafe { sys::xengnttab_close(self.0.as_ptr()) };
+    }
+}
+
+impl GrantedPage {
+    /// Maps the page that the domain `domid` granted as `grant`.
+    pub fn map(domid: u16, grant: u32) -> Result<Self, Error> {
+        // SAFETY: No logger means that libxengnttab makes its own.
+        let handle = unsafe { sys::xengnttab_open(ptr::null_mut(), 0) };
+        // INVARIANT: A handle that is not null is open.
+        let handle = NonNull::new(handle)
+            .map(Handle)
+            .ok_or_else(|| Error::last("opening", "/dev/xen/gntdev"))?;
+        // SAFETY: The handle is open by its invariant.
+        let page = unsafe {
+            sys::xengnttab_map_grant_ref(
+                handle.0.as_ptr(),
+                u32::from(domid),
+                grant,
+                sys::PROT_READ_WRITE,
+            )
+        };
+
+        // INVARIANT: A mapping that is not null is one page.
+        NonNull::new(page.cast::<u8>())
+            .map(|page| Self { handle, page })
+            .ok_or_else(|| Error::last("mapping grant", format!("{grant} of domain {domid}")))
+    }
+
+    /// The byte at `offset`.
+    fn at(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < PAGE_SIZE);
+        // SAFETY: The byte is within the mapping by the check and the type invariant.
+        let byte = unsafe { self.page.as_ptr().add(offset) };
+        // SAFETY: The mapping lives as long as `self`, and this process accesses it by atomics only.
+        unsafe { AtomicU8::from_ptr(byte) }
+    }
+
+    /// The `length` field.
+    fn length_field(&self) -> &AtomicU32 {
+        const { assert!(LENGTH % align_of::<AtomicU32>() == 0) };
+        // SAFETY: The field is within the mapping by the type invariant.
+        let field = unsafe { self.page.as_ptr().add(LENGTH) };
+        // SAFETY: As in `at`; aligned, because the page is and the check above.
+        unsafe { AtomicU32::from_ptr(field.cast::<u32>()) }
+    }
+
+    /// The `len` bytes from `offset` on.
+    fn range(
+        &self,
+        offset: usize,
+        len: usize,
+    ) -> Result<impl Iterator<Item = &AtomicU8>, OutOfPage> {
+        match offset.checked_add(len) {
+            Some(end) if end <= PAGE_SIZE => Ok((offset..end).map(|at| self.at(at))),
+            _ => Err(OutOfPage),
+        }
+    }
+}
+
+/// Where a plain byte of the header is.
+fn offset_of(field: Byte) -> usize {
+    match field {
+        Byte::Locality => LOCALITY,
+        Byte::Pad => PAD,
+        Byte::NrExtraPages => NR_EXTRA_PAGES,
+    }
+}
+
+impl Page for GrantedPage {
+    fn state(&self) -> u8 {
+        self.at(STATE).load(Ordering::Acquire)
+    }
+
+    fn set_state(&self, value: u8) {
+        self.at(STATE).store(value, Ordering::Release);
+    }
+
+    fn byte(&self, field: Byte) -> u8 {
+        self.at(offset_of(field)).load(Ordering::Relaxed)
+    }
+
+    fn set_byte(&self, field: Byte, value: u8) {
+        self.at(offset_of(field)).store(value, Ordering::Relaxed);
+    }
+
+    fn length(&self) -> u32 {
+        u32::from_le(self.length_field().load(Ordering::Relaxed))
+    }
+
+    fn set_length(&self, value: u32) {
+        self.length_field().store(value.to_le(), Ordering::Relaxed);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+        let range = self.range(offset, into.len())?;
+        for (to, from) in into.iter_mut().zip(range) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        for (from, to) in from.iter().zip(self.range(offset, from.len())?) {
+            to.store(*from, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+        let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfPage)?;
+        for byte in self.range(offset, len)? {
+            byte.store(0, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for GrantedPage {
+    fn drop(&mut self) {
+        let page = self.page.as_ptr().cast::<c_void>();
+        // SAFETY: It is mapped through this handle by the type invariant, and no reference into it
+        // outlives `self`.
+        unsafe { sys::xengnttab_unmap(self.handle.0.as_ptr(), page, 1) };
+    }
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The daemon's swtpm client against the real swtpm, without Xen. Skipped, with a message, where
+//! swtpm is not installed.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::event::{poll, PollFd, PollFlags};
+use xen_vtpmd::swtpm::{version_of_state, Error, Event, Setup, Source, Swtpm, Version};
+
+/// Nothing here takes as long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+const GET_RANDOM: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8];
+
+/// What an [`Event`] was, without its borrow.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Up,
+    Answer(Vec<u8>),
+    LocalityRefused(u32),
+    Undone,
+}
+
+fn have_swtpm() -> bool {
+    let found = ["swtpm", "swtpm_setup"].iter().all(|program| {
+        let run = Command::new(program).arg("--version").output();
+        run.is_ok()
+    });
+    if !found {
+        eprintln!("SKIPPED: swtpm and swtpm_setup are not installed");
+    }
+    found
+}
+
+/// The state of a new TPM.
+fn set_up(version: Version, state: &Path) {
+    let mut setup = Setup::spawn(version, state).unwrap();
+    let status = setup.process().wait().unwrap();
+    setup.finish(status).unwrap();
+    assert_eq!(version_of_state(state).unwrap(), Some(version));
+}
+
+/// Waits for the next thing that happens, as the daemon's loop would.
+fn next(swtpm: &mut Swtpm) -> Result<Seen, Error> {
+    let limit = Instant::now() + LIMIT;
+    loop {
+        assert!(Instant::now() < limit, "nothing happened in {LIMIT:?}");
+        let (sources, fds): (Vec<Source>, Vec<_>) = swtpm.sources().unzip();
+        let mut fds: Vec<_> = fds
+            .iter()
+            .map(|fd| PollFd::new(fd, PollFlags::IN))
+            .collect();
+        poll(&mut fds, 1000).unwrap();
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        drop(fds);
+
+        for (source, _) in sources.into_iter().zip(ready).filter(|(_, ready)| *ready) {
+            match swtpm.on_ready(source)? {
+                Some(Event::Up) => return Ok(Seen::Up),
+                Some(Event::Answer(answer)) => return Ok(Seen::Answer(answer.to_vec())),
+                Some(Event::LocalityRefused(code)) => return Ok(Seen::LocalityRefused(code)),
+                Some(Event::Undone) => return Ok(Seen::Undone),
+                None => (),
+            }
+        }
+        if swtpm
+            .deadline()
+            .is_some_and(|limit| limit <= Instant::now())
+        {
+            swtpm.on_deadline()?;
+        }
+    }
+}
+
+fn start(version: Version, state: &Path) -> Swtpm {
+    let mut swtpm = Swtpm::spawn(version, state, "test: ").unwrap();
+    assert!(!swtpm.is_free());
+    assert_eq!(next(&mut swtpm).unwrap(), Seen::Up);
+    assert!(swtpm.is_free());
+    swtpm
+}
+
+fn run(swtpm: &mut Swtpm, locality: u8, command: &[u8]) -> Vec<u8> {
+    swtpm.submit(locality, command).unwrap();
+    assert!(!swtpm.is_free());
+    match next(swtpm).unwrap() {
+        Seen::Answer(answer) => answer,
+        seen => panic!("{seen:?} instead of an answer"),
+    }
+}
+
+fn end(mut swtpm: Swtpm) {
+    swtpm.shut_down();
+    match next(&mut swtpm) {
+        Err(Error::Ended(status)) => assert!(status.success(), "{status}"),
+        other => panic!("{other:?} instead of its end"),
+    }
+}
+
+/// TPM 1.2: reads a PCR.
+fn pcr_read(pcr: u8) -> [u8; 14] {
+    [0, 0xc1, 0, 0, 0, 14, 0, 0, 0, 0x15, 0, 0, 0, pcr]
+}
+
+/// TPM 1.2: extends a PCR by twenty ones.
+fn extend(pcr: u8) -> Vec<u8> {
+    let mut command = vec![0, 0xc1, 0, 0, 0, 34, 0, 0, 0, 0x14, 0, 0, 0, pcr];
+    command.extend_from_slice(&[1; 20]);
+    command
+}
+
+#[test]
+fn tpm_2() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("with, comma");
+    set_up(Version::Tpm2, &state);
+
+    let mut swtpm = start(Version::Tpm2, &state);
+    for locality in [0, 0, 3, 4, 1] {
+        let answer = run(&mut swtpm, locality, &GET_RANDOM);
+        assert_eq!(answer[..10], [0x80, 1, 0, 0, 0, 20, 0, 0, 0, 0]);
+    }
+    end(swtpm);
+
+    // And once more on the same state.
+    let mut swtpm = start(Version::Tpm2, &state);
+    assert_eq!(run(&mut swtpm, 0, &GET_RANDOM).len(), 20);
+    end(swtpm);
+}
+
+/// TPM 2.0: starts a sequence of SHA-256, which takes one of three places for objects.
+fn hash_sequence_start() -> Vec<u8> {
+    vec![0x80, 1, 0, 0, 0, 14, 0, 0, 1, 0x86, 0, 0, 0, 0x0b]
+}
+
+#[test]
+fn answers_that_nobody_takes_leave_nothing_in_the_tpm() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(Version::Tpm2, &state);
+    let mut swtpm = start(Version::Tpm2, &state);
+
+    for _ in 0..10 {
+        let answer = run(&mut swtpm, 0, &hash_sequence_start());
+        assert_eq!(answer[6..10], [0; 4]);
+        swtpm.undo().unwrap();
+        assert!(!swtpm.is_free());
+        assert_eq!(next(&mut swtpm).unwrap(), Seen::Undone);
+    }
+    // Without the undoing the places are soon taken.
+    let codes = [(); 4].map(|()| {
+        let answer = run(&mut swtpm, 0, &hash_sequence_start());
+        u32::from_be_bytes(answer[6..10].try_into().unwrap())
+    });
+    assert_eq!(codes, [0, 0, 0, 0x902]);
+    // And what makes nothing needs no undoing.
+    run(&mut swtpm, 0, &GET_RANDOM);
+    swtpm.undo().unwrap();
+    assert!(swtpm.is_free());
+    end(swtpm);
+}
+
+#[test]
+fn tpm_1_2_and_its_localities() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(Version::Tpm12, &state);
+    let mut swtpm = start(Version::Tpm12, &state);
+
+    assert_eq!(run(&mut swtpm, 0, &pcr_read(0)).len(), 30);
+    // PCR 20 is for locality 2 and up, 10 for all.
+    let codes = [0, 2, 0, 3].map(|locality| {
+        let answer = run(&mut swtpm, locality, &extend(20));
+        u32::from_be_bytes(answer[6..10].try_into().unwrap())
+    });
+    assert_eq!(codes[0], 0x3d, "TPM_BAD_LOCALITY");
+    assert_eq!(codes[1], 0);
+    assert_eq!(codes[2], 0x3d, "TPM_BAD_LOCALITY");
+    assert_eq!(run(&mut swtpm, 0, &extend(10)).len(), 30);
+
+    // swtpm knows of no locality 5; the command is not sent, and the next one works.
+    swtpm.submit(5, &pcr_read(0)).unwrap();
+    assert_eq!(next(&mut swtpm).unwrap(), Seen::LocalityRefused(0x3d));
+    assert_eq!(run(&mut swtpm, 0, &pcr_read(0)).len(), 30);
+    end(swtpm);
+}
+
+#[test]
+fn a_dead_swtpm_is_an_error_and_no_answer() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(Version::Tpm2, &state);
+    let mut swtpm = start(Version::Tpm2, &state);
+    let killed = Command::new("kill")
+        .args(["-9", &swtpm.id().to_string()])
+        .status();
+
+    assert!(killed.unwrap().success());
+    assert!(matches!(
+        next(&mut swtpm),
+        Err(Error::Ended(_) | Error::Closed(_) | Error::Socket(..))
+    ));
+}
+
+#[test]
+fn swtpm_ends_with_its_owner() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(Version::Tpm2, &state);
+
+    // As after kill -9: the sockets close, and nobody kills the process.
+    let swtpm = start(Version::Tpm2, &state);
+    let process = swtpm.abandon();
+    let limit = Instant::now() + LIMIT;
+    loop {
+        let mut fds = [PollFd::new(&process, PollFlags::IN)];
+        if poll(&mut fds, 1000).unwrap() > 0 {
+            break;
+        }
+        assert!(Instant::now() < limit, "swtpm outlives its owner");
+    }
+}
+
+#[test]
+fn a_start_without_state_is_no_tpm() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("none");
+
+    assert!(matches!(
+        Swtpm::spawn(Version::Tpm2, &state, "test: "),
+        Err(Error::Spawn(_))
+    ));
+}
+
+#[test]
+fn two_do_not_share_a_state() {
+    if !have_swtpm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(Version::Tpm2, &state);
+    let first = start(Version::Tpm2, &state);
+    let mut second = Swtpm::spawn(Version::Tpm2, &state, "test: ").unwrap();
+
+    match next(&mut second) {
+        Err(Error::Refused("CMD_INIT", _) | Error::Closed(_) | Error::Ended(_)) => (),
+        other => panic!("{other:?} instead of a refusal"),
+    }
+    end(first);
+}
