@@ -104,14 +104,21 @@ impl Page for TestPage {
     fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
         let end = offset.checked_add(from.len()).ok_or(OutOfPage)?;
         let mut bytes = self.bytes.borrow_mut();
-        bytes.get_mut(offset..end).ok_or(OutOfPage)?.copy_from_slice(from);
+        bytes
+            .get_mut(offset..end)
+            .ok_or(OutOfPage)?
+            .copy_from_slice(from);
         drop(bytes);
         self.meddle();
         Ok(())
     }
 
     fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
-        self.bytes.borrow_mut().get_mut(offset..).ok_or(OutOfPage)?.fill(0);
+        self.bytes
+            .borrow_mut()
+            .get_mut(offset..)
+            .ok_or(OutOfPage)?
+            .fill(0);
         Ok(())
     }
 }
