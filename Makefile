@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0
+# For people: 'make help' says what there is. The kernel's own build reads Kbuild instead.
+
+KDIR ?= /lib/modules/$(shell uname -r)/build
+enter := tests/env/run
+run := $(enter) python3 tests/run.py
+
+# Where Kbuild puts what it makes, apart from the sources.
+out = build/module/$(shell cat $(KDIR)/include/config/kernel.release)
+kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
+
+build:
+	@$(run) build
+
+demo test test-deep compare:
+	@$(run) $@
+
+kdir shell:
+	@$(run) $@
+
+modules:
+	@tests/env/check-kdir $(KDIR)
+	@mkdir -p $(out)
+	$(kbuild) modules
+
+modules_install: modules
+	$(kbuild) modules_install
+
+clean:
+	rm -rf build
+
+distclean: clean
+	tests/env/forget
+
+help:
+	@echo 'make               build the module for every kernel, and the backend, into build/'
+	@echo 'make demo          boot Xen with two guests and see a vTPM at work;'
+	@echo '                   SHELL_IN=domu or SHELL_IN=dom0 ends in a shell there'
+	@echo 'make test          all checks that take minutes; report in build/report/tests.md'
+	@echo 'make test-deep     the long ones; report in build/report/deep.md'
+	@echo 'make compare       the same guest checks on the C driver; report in build/report/compare.md'
+	@echo 'make shell         a shell in the Debian root that all of this runs in'
+	@echo 'make kdir          print the prepared kernel trees, for KDIR='
+	@echo 'make modules KDIR=TREE            build the module on a kernel tree'
+	@echo 'make modules_install KDIR=TREE    install it (INSTALL_MOD_PATH= is known)'
+	@echo 'make clean         remove build/'
+	@echo 'make distclean     remove build/ and the cache'
+	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= and DEBIAN_MIRROR= are known.'
+
+.PHONY: build demo test test-deep compare kdir shell modules modules_install clean distclean help

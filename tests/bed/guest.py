@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest on the bed: made by xl, told what to do through its console."""
+
+import base64
+import dataclasses
+import re
+import time
+
+from bed.qemu import BedError
+
+START_LIMIT = 240
+END = re.compile(r"^.*?@@end (\S+) (\d+) ([\d.]+)$")
+DEAD = re.compile(r"Kernel panic|Attempted to kill init|---\[ end Kernel panic")
+
+
+@dataclasses.dataclass
+class Vtpm:
+    """One vTPM of a guest: the version of its TPM, and whether that has an endorsement key."""
+
+    uuid: str
+    version: str = "2.0"
+    key: bool = True
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a check ended: exit code (77 is skip), seconds, output."""
+
+    code: int
+    seconds: float
+    output: str
+
+
+class Guest:
+    """A PV guest with the given vTPMs."""
+
+    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options=""):
+        self.machine, self.name, self.vtpms = machine, name, list(vtpms)
+        self._config = {
+            "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
+            "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
+            "extra": f"'console=hvc0 earlyprintk=xen quiet rdinit=/init {options}'",
+            "on_reboot": "'destroy'", "on_crash": "'destroy'",
+            "vtpm": [f"backend=0,uuid={vtpm.uuid}" for vtpm in self.vtpms],
+        }
+        self.log = f"{machine.share}/console/guest-{name}.log"
+        self._offset = 0
+        self._tty = None
+        self._partial = ""
+
+    def start(self):
+        """Creates the guest and waits until it takes commands; returns the seconds."""
+        start = time.monotonic()
+        text = "".join(f"{key}={value}\n" for key, value in self._config.items())
+        self.machine.must(f"cat >/run/{self.name}.cfg <<'END'\n{text}END\nxl create /run/{self.name}.cfg", 120)
+        self._tty = self.machine.must(
+            f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
+        self.wait_ready()
+        return time.monotonic() - start
+
+    def wait_ready(self):
+        """Waits until the guest takes commands."""
+        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start")
+
+    def _lines(self):
+        try:
+            with open(self.log, "r", encoding="utf-8", errors="replace", newline="") as file:
+                file.seek(self._offset)
+                data = file.read()
+                self._offset = file.tell()
+        except FileNotFoundError:
+            return []
+        *lines, self._partial = (self._partial + data).split("\n")
+        return [line.rstrip("\r") for line in lines]
+
+    def _wait(self, stop, limit, what):
+        """Collects lines until `stop` says so of one."""
+        until = time.monotonic() + limit
+        seen, check = [], 0
+        while True:
+            for line in self._lines():
+                seen.append(line)
+                if stop(line):
+                    return seen
+                if DEAD.search(line):
+                    raise BedError(f"guest {self.name} died during {what}: {line}")
+            if time.monotonic() > until:
+                raise BedError(f"guest {self.name}: no end of {what} in {limit} s: see {self.log}")
+            check += 1
+            if check % 100 == 0 and not self.alive():
+                raise BedError(f"guest {self.name} is gone during {what}: see {self.log}")
+            time.sleep(0.05)
+
+    def _do(self, line, name, limit):
+        self._lines()
+        self.type(line)
+        seen = self._wait(lambda text: (END.match(text) or [0, ""])[1] == name, limit, name)
+        end = END.match(seen[-1])
+        output = "\n".join(text[3:] for text in seen if text.startswith("@| "))
+        return Outcome(int(end[2]), float(end[3]), output)
+
+    def check(self, name, limit=60):
+        """Runs the guest's check `check_NAME`; the guest itself ends it after `limit` seconds."""
+        return self._do(f"check {name} {limit}", name, limit + 60)
+
+    def run(self, script, limit=60):
+        """Runs a short shell script in the guest."""
+        code = base64.b64encode(script.encode()).decode()
+        return self._do(f"sh script {code}", "script", limit)
+
+    def must(self, script, limit=60):
+        """Runs a script that has to succeed; returns its output."""
+        done = self.run(script, limit)
+        if done.code:
+            raise BedError(f"guest {self.name}: {script!r} ended with {done.code}: {done.output[-2000:]}")
+        return done.output
+
+    def alive(self):
+        """Whether it runs."""
+        return self.machine.run(f"xl domid {self.name}")[0] == 0
+
+    def type(self, text):
+        """Types into the guest's console without waiting."""
+        self.machine.must(f"printf '%s\\n' '{text}' >{self._tty}")
+
+    def left_shell(self):
+        """Whether the shell that was asked for by `type("shell")` has ended since the last look."""
+        return any(END.match(line) for line in self._lines())
+
+    def shutdown(self, limit=90):
+        """Asks the guest to end, as a person would."""
+        self.machine.must(f"xl shutdown -w {self.name}", limit)
+
+    def destroy(self):
+        """Ends the guest at once."""
+        self.machine.must(f"xl destroy {self.name}", 60)

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: GPL-2.0
+# Shared by the checks of a guest. A check is a function check_NAME: it passes unless something in it
+# fails; skip says why it cannot be made.
+
+modules=/lib/modules/$(uname -r)
+stock=$modules/kernel/drivers/char/tpm/xen-tpmfront.ko
+tpm=/sys/class/tpm/tpm0
+device=/sys/devices/vtpm-0
+export TPM2TOOLS_TCTI=device:/dev/tpmrm0 PYTHONPATH=/bed PYTHONDONTWRITEBYTECODE=1
+work=/tmp/check
+mkdir -p $work
+cd $work
+
+fail() {
+	echo "$*"
+	exit 1
+}
+
+skip() {
+	echo "$*"
+	exit 77
+}
+
+# is WHAT VALUE WANTED
+is() {
+	[ "$2" = "$3" ] || fail "$1 is '$2', and should be '$3'"
+}
+
+# like WHAT VALUE PATTERN: an extended regular expression for the whole value.
+like() {
+	echo "$2" | grep -Eqx -- "$3" || fail "$1 is '$2', and should be like '$3'"
+}
+
+# wait_for SECONDS COMMAND...
+wait_for() {
+	left=$(($1 * 10))
+	shift
+	until "$@" 2>/dev/null; do
+		left=$((left - 1))
+		[ $left -gt 0 ] || fail "waited in vain for: $*"
+		sleep 0.1
+	done
+}
+
+# Which driver this guest is to use: rust, or c for the stock one.
+driver() {
+	case " $(cat /proc/cmdline) " in
+	*" bed.driver=c "*) echo c ;;
+	*) echo rust ;;
+	esac
+}
+
+load_driver() {
+	if [ "$(driver)" = c ]; then
+		insmod "$stock"
+	else
+		modprobe xen-tpmfront
+	fi
+}
+
+python() {
+	python3 -E -s "$@"
+}

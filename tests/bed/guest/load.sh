@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0
+# Loading the driver, and what the kernel log says at the end.
+
+check_module_loads() {
+	load_driver
+	number=0
+	for version in $(sed -n 's/.*bed\.tpms=\([^ ]*\).*/\1/p' /proc/cmdline | tr ',' ' '); do
+		wait_for 30 test -c /dev/tpm$number
+		[ -e /sys/bus/xen/drivers/vtpm/vtpm-$number ] || fail "the driver is not bound to vtpm-$number"
+		number=$((number + 1))
+	done
+	[ $number -gt 0 ] || fail "the bed gave this guest no vTPM"
+}
+
+# Beside the stock driver's file, ours is the one that is loaded.
+check_ours_is_loaded() {
+	[ -e "$stock" ] || fail "the stock driver's file is not there: $stock"
+	is "what modprobe would take" "$(modinfo -n xen-tpmfront)" "$modules/updates/xen-tpmfront.ko"
+	# The stock driver was built with the kernel: it does not taint.
+	like "the taint of the loaded module" "$(cat /sys/module/xen_tpmfront/taint)" '[OE]+'
+	grep -q xen_tpmfront /proc/modules || fail "no module xen_tpmfront is loaded"
+}
+
+check_module_is_pinned_while_bound() {
+	rmmod xen_tpmfront 2>/dev/null && fail "rmmod took a module whose device is bound"
+	[ -c /dev/tpm0 ] || fail "/dev/tpm0 is gone"
+}
+
+# 20 times: unbind, rmmod, modprobe; the device has to come back every time.
+reload() {
+	count=0
+	while [ $count -lt "$1" ]; do
+		count=$((count + 1))
+		echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind
+		[ ! -e /dev/tpm0 ] || fail "cycle $count: /dev/tpm0 is there without a driver"
+		rmmod xen_tpmfront || fail "cycle $count: rmmod failed"
+		load_driver || fail "cycle $count: modprobe failed"
+		wait_for 30 test -c /dev/tpm0
+		if dmesg | grep 'state reset occurred'; then fail "cycle $count: the device was lost (race T2)"; fi
+	done
+	python /bed/tpm.py works || fail "the TPM does not answer after $count cycles"
+	echo "$count cycles"
+}
+
+check_reload_20() { reload 20; }
+
+check_reload_100() { reload 100; }
+
+check_kernel_log() {
+	dmesg >/tmp/dmesg
+	if grep -E 'WARNING:|BUG:|Oops|Call Trace|general protection|RIP:' /tmp/dmesg; then
+		fail "the kernel log has the lines above"
+	fi
+	# O (out of tree) and E (unsigned) are what our module may set.
+	taint=$(cat /proc/sys/kernel/tainted)
+	is "the taint beside O and E" $((taint & ~(4096 | 8192))) 0
+}
+
+check_refused_outside_xen() {
+	if modprobe xen-tpmfront 2>error; then fail "it loads where there is no Xen"; fi
+	grep -q 'No such device' error || fail "not ENODEV: $(cat error)"
+	grep -q xen_tpmfront /proc/modules && fail "it stays loaded"
+	:
+}

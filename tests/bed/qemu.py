@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs QEMU with Xen and dom0, and carries commands to the agent in dom0."""
+
+import base64
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+XEN_OPTIONS = "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info guest_loglvl=info noreboot=true"
+BOOT_LIMIT = 120
+
+
+class BedError(Exception):
+    """The bed itself failed: no check can say anything."""
+
+
+class Machine:
+    """One run of QEMU; its files are under `work`."""
+
+    def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options=""):
+        self.work = work
+        self.share = f"{work}/host"
+        shutil.rmtree(work, ignore_errors=True)
+        os.makedirs(self.share)
+        self._pending = b""
+        self._number = 0
+        self._agent = None
+        xen_line = f"{XEN_OPTIONS} dom0_mem={dom0_memory}M,max:{dom0_memory}M"
+        dom0_line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
+        # Without eager FPU switching and with rdtscp, emulation corrupts registers.
+        self._command = [
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-M", "q35",
+            "-cpu", "max,-rdtscp", "-smp", str(cpus), "-m", str(memory),
+            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-kernel", xen, "-append", xen_line, "-initrd", f"{kernel} {dom0_line},{initrd}",
+            "-chardev", f"socket,id=con,path={work}/console.sock,server=on,wait=off,"
+                        f"logfile={work}/dom0.log",
+            "-serial", "chardev:con",
+            "-device", "virtio-serial-pci",
+            "-chardev", f"socket,id=agent,path={work}/agent.sock,server=on,wait=off",
+            "-device", "virtserialport,chardev=agent,name=agent",
+            "-fsdev", f"local,id=host,path={self.share},security_model=none",
+            "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
+        ]
+
+    def start(self):
+        """Starts QEMU and waits for dom0's agent; returns the seconds that it took."""
+        start = time.monotonic()
+        self._log = open(f"{self.work}/qemu.log", "wb")
+        self._process = subprocess.Popen(
+            self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
+        try:
+            self._connect(start + BOOT_LIMIT)
+            self._line(start + BOOT_LIMIT)
+        except BaseException:
+            self.stop()
+            raise
+        return time.monotonic() - start
+
+    def _connect(self, until):
+        path = f"{self.work}/agent.sock"
+        while True:
+            self._alive()
+            try:
+                self._agent = socket.socket(socket.AF_UNIX)
+                self._agent.connect(path)
+                return
+            except OSError:
+                self._agent.close()
+                if time.monotonic() > until:
+                    raise BedError("QEMU opened no agent port") from None
+                time.sleep(0.1)
+
+    def _alive(self):
+        if self._process.poll() is not None:
+            raise BedError(f"QEMU ended with code {self._process.returncode}: see {self.work}/dom0.log")
+        with open(f"{self.work}/dom0.log", "a+b") as log:
+            log.seek(0)
+            if b"Dom0 crashed" in log.read():
+                raise BedError(f"dom0 crashed: see {self.work}/dom0.log")
+
+    def _read(self, until):
+        self._alive()
+        if time.monotonic() > until:
+            raise BedError(f"dom0 does not answer: see {self.work}/dom0.log")
+        if select.select([self._agent], [], [], 0.5)[0]:
+            data = self._agent.recv(65536)
+            if not data:
+                raise BedError(f"QEMU closed dom0's port: see {self.work}/dom0.log")
+            self._pending += data
+
+    def _line(self, until):
+        while b"\n" not in self._pending:
+            self._read(until)
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line.decode(errors="replace").split()
+
+    def run(self, script, limit=60):
+        """Runs a shell script in dom0; returns its exit code and output."""
+        self._number += 1
+        request = f"{self._number} {base64.b64encode(script.encode()).decode()}\n"
+        self._agent.sendall(request.encode())
+        until = time.monotonic() + limit
+        number, code, length = self._line(until)
+        if int(number) != self._number:
+            raise BedError(f"dom0's agent is out of step: {number} for {self._number}")
+        while len(self._pending) < int(length):
+            self._read(until)
+        output, self._pending = self._pending[:int(length)], self._pending[int(length):]
+        return int(code), output.decode(errors="replace")
+
+    def must(self, script, limit=60):
+        """Runs a script that has to succeed; returns its output."""
+        code, output = self.run(script, limit)
+        if code:
+            raise BedError(f"dom0: {script!r} ended with {code}: {output.strip()[-2000:]}")
+        return output
+
+    def stop(self):
+        """Ends QEMU."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._agent:
+            self._agent.close()
+        self._log.close()

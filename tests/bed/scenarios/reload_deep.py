@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A hundred times loading and unloading the driver, with two processors."""
+
+from bed.scenarios import reload
+
+SETS = ("deep",)
+
+
+def run(bed):
+    """As the short one, longer."""
+    reload.run(bed, "reload_100", limit=1800)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Runs scenarios on the bed: each is a file in bed/scenarios with SETS and a function `run(bed)`."""
+
+import contextlib
+import importlib
+import os
+import shutil
+import time
+
+from bed import content
+from bed.guest import Guest, Vtpm
+from bed.qemu import BedError, Machine
+from harness import build, steps
+from harness.steps import BUILD, StepError, must, step
+
+SCENARIOS = os.path.join(steps.TOP, "tests/bed/scenarios")
+UUID = "00000000-0000-4000-8000-{:012x}"
+
+
+class Bed:
+    """What a scenario has in hand: a machine, guests, and the report."""
+
+    def __init__(self, report, kernels, xen, name, driver="rust"):
+        self.report, self.driver, self.xen = report, driver, xen
+        # Where a run has both drivers, the driver tells their checks apart.
+        self.suite = f"{'bed' if report.name != 'compare' else driver}/{name}"
+        self.kernel = next(kernel for kernel in reversed(kernels) if kernel.bootable)
+        self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
+        self.machine = None
+        self._backend = None
+        self._uuids = 0
+
+    def vtpm(self, version="2.0", key=True):
+        """A new vTPM, with an endorsement key or without."""
+        self._uuids += 1
+        return Vtpm(UUID.format(self._uuids), version, key)
+
+    def write_guest_image(self):
+        """Writes the guests' initramfs; returns its path."""
+        images = f"{self.work}-images"
+        os.makedirs(images, exist_ok=True)
+        image = content.guest_image(content.Modules(self.kernel.modules),
+                                    f"{self.kernel.source}/tools/testing/selftests/tpm2",
+                                    build.module_path(self.kernel))
+        image.write(f"{images}/guest.cpio")
+        return f"{images}/guest.cpio"
+
+    def boot(self, vtpms, cpus=1, options="", backend_options=""):
+        """Boots Xen and dom0, and starts the backend; it knows the versions of `vtpms`."""
+        dom0 = content.dom0_image(content.Modules(self.kernel.modules), build.backend_path())
+        dom0.file("/boot/guest.cpio", self.write_guest_image())
+        images = f"{self.work}-images"
+        for vtpm in vtpms:
+            dom0.tree(f"/var/lib/xen-vtpmd/{vtpm.uuid}", tpm_state(vtpm))
+        dom0.file("/boot/vmlinux", self.kernel.vmlinux)
+        dom0.write(f"{images}/dom0.cpio")
+        self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{images}/dom0.cpio",
+                               cpus=cpus, options=options)
+        seconds = self.machine.start()
+        versions = " ".join(f"--version {vtpm.uuid}={vtpm.version}" for vtpm in vtpms)
+        self._backend = "xen-vtpmd run --state-dir /var/lib/xen-vtpmd --default-version 2.0 " \
+            f"{versions} {backend_options}"
+        self.start_backend()
+        return seconds
+
+    def start_backend(self):
+        """Starts the backend in dom0."""
+        self.machine.must(f"{self._backend} >>/host/xen-vtpmd.log 2>&1 & "
+                          "echo $! >/run/xen-vtpmd.pid; sleep 1; kill -0 $!")
+
+    def stop_backend(self, with_signal="TERM"):
+        """Ends the backend, and waits until it is gone."""
+        self.machine.must(f"pid=$(cat /run/xen-vtpmd.pid); kill -{with_signal} $pid; "
+                          "timeout 30 sh -c \"while kill -0 $pid 2>/dev/null; do sleep 0.1; done\"", 60)
+
+    def record(self, name, function, *arguments):
+        """Runs a check in Python."""
+        return self.report.check(self.suite, name, function, *arguments)
+
+    def checks(self, guest, *names, limit=60):
+        """Runs checks of tests/bed/guest in a guest; a dead guest fails those that are left."""
+        for number, name in enumerate(names):
+            try:
+                done = guest.check(name, limit)
+            except BedError as why:
+                for left in names[number:]:
+                    self.report.add(self.suite, f"{guest.name}: {left}", "fail", 0, str(why))
+                raise
+            status = {0: "pass", 77: "skip"}.get(done.code, "fail")
+            detail = done.output if status == "fail" else done.output.strip().splitlines()[-1:]
+            detail = detail if isinstance(detail, str) else "".join(detail)
+            self.report.add(self.suite, f"{guest.name}: {name}", status, done.seconds, detail)
+
+    @contextlib.contextmanager
+    def guest(self, name, vtpms, **options):
+        """Starts a guest; at its end looks through its kernel log and shuts it down."""
+        versions = ",".join(vtpm.version for vtpm in vtpms)
+        options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
+        guest = Guest(self.machine, name, vtpms, **options)
+        start = time.monotonic()
+        try:
+            guest.start()
+            self.report.add(self.suite, f"{name}: starts", "pass", time.monotonic() - start)
+            yield guest
+            self.checks(guest, "kernel_log")
+            start = time.monotonic()
+            guest.shutdown()
+            self.report.add(self.suite, f"{name}: shuts down", "pass", time.monotonic() - start)
+        except BedError as why:
+            self.report.add(self.suite, f"{name}: lives to the end", "fail", time.monotonic() - start,
+                            f"{why}\n{self._tail(name)}")
+            with contextlib.suppress(BedError):
+                guest.destroy()
+
+    def _tail(self, name):
+        with contextlib.suppress(OSError):
+            with open(f"{self.work}/host/console/guest-{name}.log", encoding="utf-8", errors="replace") as file:
+                return file.read()[-2000:]
+        return ""
+
+    def stop(self):
+        """Ends the machine."""
+        if self.machine:
+            self.machine.stop()
+
+
+def tpm_state(vtpm):
+    """The state of a new TPM, made once: its endorsement key takes long under emulation."""
+    folder = f"{BUILD}/tpm-state/{vtpm.version}{'' if vtpm.key else '-without-key'}"
+    if not os.path.exists(folder):
+        shutil.rmtree(folder + ".new", ignore_errors=True)
+        os.makedirs(folder + ".new")
+        options = ["--tpm2", "--pcr-banks", "sha1,sha256"] if vtpm.version == "2.0" else []
+        options += ["--createek"] if vtpm.key else []
+        must(["swtpm_setup", "--tpmstate", folder + ".new", *options], "swtpm_setup.log",
+             f"swtpm_setup cannot make a TPM {vtpm.version}")
+        os.rename(folder + ".new", folder)
+    return folder
+
+
+def selected(word):
+    """The scenarios of a set (test, deep), or those named in a comma-separated list."""
+    names = sorted(name[:-3] for name in os.listdir(SCENARIOS) if name.endswith(".py") and name[0] != "_")
+    found = {name: importlib.import_module(f"bed.scenarios.{name}") for name in names}
+    chosen = {name: module for name, module in found.items() if word in module.SETS or name in word.split(",")}
+    if not chosen:
+        raise StepError(f"no scenario '{word}': there are {', '.join(names)}")
+    return chosen
+
+
+def run(report, kernels, xen, scenarios, driver="rust"):
+    """Builds what the bed needs and runs the scenarios."""
+    try:
+        bootable = next(kernel for kernel in reversed(kernels) if kernel.bootable)
+        with step("building the module and the backend for the bed"):
+            build.build_module(bootable)
+            build.build_backend()
+    except StepError as why:
+        report.add("bed", "module and backend for the bed", "fail", 0, str(why))
+        return
+    for name, module in scenarios.items():
+        bed = Bed(report, kernels, xen, name, driver)
+        with step(f"bed: {name} ({module.__doc__.strip().splitlines()[0]})"):
+            start = time.monotonic()
+            try:
+                module.run(bed)
+            except (BedError, StepError) as why:
+                report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start, str(why))
+            finally:
+                bed.stop()
