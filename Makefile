@@ -6,7 +6,7 @@ enter := tests/env/run
 run := $(enter) python3 tests/run.py
 
 # Where Kbuild puts what it makes, apart from the sources.
-out = build/module/$(shell cat $(KDIR)/include/config/kernel.release)
+out = build/module/$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 
 build:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What `make` runs inside the root: one command, by its name."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -10,7 +11,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from harness import build, suite_bed, suite_host, suite_module  # noqa: E402
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
-from harness.steps import StepError, step  # noqa: E402
+from harness.steps import BUILD, StepError, step  # noqa: E402
 
 
 def build_all(kernels):
@@ -67,7 +68,7 @@ def command_demo(kernels, xen):
     """make demo: a vTPM, shown to a person."""
     build_all(kernels)
     from bed import demo
-    return demo.run(suite_bed.Bed(Report("demo"), kernels, xen, "demo"), os.environ.get("SHELL_IN"))
+    return demo.run(suite_bed.Bed(Report("demo"), suite_bed.booted(kernels)[0], xen, "demo"), os.environ.get("SHELL_IN"))
 
 
 def command_kdir(kernels, _):
@@ -86,11 +87,26 @@ COMMANDS = {"build": command_build, "test": command_test, "test-deep": command_d
             "demo": command_demo, "kdir": command_kdir, "shell": command_shell}
 
 
+def lock_build():
+    """Two runs in one clone would take each other's files away."""
+    os.makedirs(BUILD, exist_ok=True)
+    lock = open(f"{BUILD}/lock", "ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("    another run works in this clone: waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def main():
     """Runs the command; what stops it is one line."""
     sys.stdout.reconfigure(line_buffering=True)
     try:
-        return COMMANDS[sys.argv[1]](*prepare())
+        if sys.argv[1] in ("kdir", "shell"):
+            return COMMANDS[sys.argv[1]](*prepare())
+        with lock_build():
+            return COMMANDS[sys.argv[1]](*prepare())
     except StepError as why:
         print(f"error: {why}", file=sys.stderr)
     except OSError as why:

@@ -78,8 +78,8 @@ if [ -z "${COLD:-}" ] && [ -e "$root/usr/bin/python3" ]; then
 fi
 need apt-get apt-config dpkg-deb perl awk flock
 check_privileged
-need_disk "$cache" 10 "the first run (root, kernel sources, build trees)"
-need_disk "$top" 2 "the build"
+need_disk "$cache" 8 "the first run (root, kernel sources, build trees)"
+need_disk "$top" 4 "the build"
 exec 9>"$cache/lock"
 flock -n 9 || { echo "    another run works in $cache: waiting for it"; flock 9; }
 step_start "making the Debian $suite root in $root (about 800 MB to download, 2 to 10 minutes)"

@@ -167,34 +167,35 @@ def prepare_boot(kernel, work):
     for archive in download(f"{work}/boot", *packages):
         must(["dpkg-deb", "-x", archive, f"{kernel.folder}/boot"], "unpack.log", "cannot unpack the kernel")
     must(["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed")
-    with open(kernel.vmlinux, "wb") as file:
+    # The last step, so that its result stands for all of them.
+    with open(kernel.vmlinux + ".new", "wb") as file:
         subprocess.run([f"{kernel.source}/scripts/extract-vmlinux", kernel.vmlinuz],
                        stdout=file, stderr=subprocess.DEVNULL, check=True)
+    os.rename(kernel.vmlinux + ".new", kernel.vmlinux)
 
 
 def prepare_kernel(kernel):
-    """Makes the kernel's folder in the cache, unless it is complete."""
-    stamp = f"{kernel.folder}/complete"
-    if os.path.exists(stamp):
-        os.utime(kernel.folder)
-        return
-    shutil.rmtree(kernel.folder, ignore_errors=True)
-    os.makedirs(kernel.folder)
-    work = f"{kernel.folder}/work"
-    with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
-        source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
-        headers, = download(f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}")
-        must(["dpkg-deb", "-x", headers, f"{work}/headers"], "unpack.log", "cannot unpack the headers")
-    with step(f"unpacking the source of {kernel.release}"):
-        unpack_source(source, kernel.series, kernel.source)
-    with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
-        prepare_tree(kernel, work)
-    if kernel.bootable:
+    """Makes what is not complete of the kernel's folder in the cache. A kernel's binary may come later."""
+    stamp, work = f"{kernel.folder}/complete", f"{kernel.folder}/work"
+    if not os.path.exists(stamp):
+        shutil.rmtree(kernel.folder, ignore_errors=True)
+        os.makedirs(kernel.folder)
+        with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
+            source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
+            headers, = download(f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}")
+            must(["dpkg-deb", "-x", headers, f"{work}/headers"], "unpack.log", "cannot unpack the headers")
+        with step(f"unpacking the source of {kernel.release}"):
+            unpack_source(source, kernel.series, kernel.source)
+        with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
+            prepare_tree(kernel, work)
+        with open(stamp, "w", encoding="ascii") as file:
+            file.write(kernel.version + "\n")
+    if kernel.bootable and not os.path.exists(kernel.vmlinux):
+        shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         with step(f"downloading the kernel and modules of {kernel.release} (about 180 MB)"):
             prepare_boot(kernel, work)
-    shutil.rmtree(work)
-    with open(stamp, "w", encoding="ascii") as file:
-        file.write(kernel.version + "\n")
+    shutil.rmtree(work, ignore_errors=True)
+    os.utime(kernel.folder)
 
 
 def xen_image():

@@ -20,11 +20,11 @@ UUID = "00000000-0000-4000-8000-{:012x}"
 class Bed:
     """What a scenario has in hand: a machine, guests, and the report."""
 
-    def __init__(self, report, kernels, xen, name, driver="rust"):
+    def __init__(self, report, kernel, xen, name, driver="rust"):
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
         self.suite = f"{'bed' if report.name != 'compare' else driver}/{name}"
-        self.kernel = next(kernel for kernel in reversed(kernels) if kernel.bootable)
+        self.kernel = kernel
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
         self._backend = None
@@ -148,23 +148,38 @@ def selected(word):
     return chosen
 
 
+def booted(kernels):
+    """The kernels that can be booted; the first, the oldest, is that of most scenarios."""
+    return [kernel for kernel in kernels if kernel.bootable]
+
+
 def run(report, kernels, xen, scenarios, driver="rust"):
     """Builds what the bed needs and runs the scenarios."""
+    first, *others = booted(kernels)
     try:
-        bootable = next(kernel for kernel in reversed(kernels) if kernel.bootable)
         with step("building the module and the backend for the bed"):
-            build.build_module(bootable)
+            for kernel in (first, *others):
+                build.build_module(kernel)
             build.build_backend()
     except StepError as why:
         report.add("bed", "module and backend for the bed", "fail", 0, str(why))
         return
     for name, module in scenarios.items():
-        bed = Bed(report, kernels, xen, name, driver)
-        with step(f"bed: {name} ({module.__doc__.strip().splitlines()[0]})"):
-            start = time.monotonic()
-            try:
-                module.run(bed)
-            except (BedError, StepError) as why:
-                report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start, str(why))
-            finally:
-                bed.stop()
+        if not getattr(module, "OTHER_KERNELS", False):
+            _run_one(module, Bed(report, first, xen, name, driver))
+            continue
+        for kernel in others:
+            _run_one(module, Bed(report, kernel, xen, f"{name}-{kernel.series}", driver))
+        if not others:
+            report.add(f"bed/{name}", "boots", "skip", 0, f"the archive has no kernel to boot beside {first.release}")
+
+
+def _run_one(module, bed):
+    with step(f"{bed.suite} on {bed.kernel.release}: {module.__doc__.strip().splitlines()[0]}"):
+        start = time.monotonic()
+        try:
+            module.run(bed)
+        except (BedError, StepError) as why:
+            bed.report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start, str(why))
+        finally:
+            bed.stop()

@@ -116,12 +116,12 @@ def run(report, kernels):
         report.check("module", f"clippy finds nothing for {kernel.release}", clippy, kernel)
         if built:
             report.check("module", f"modinfo for {kernel.release}", modinfo, kernel)
-    newest = next(kernel for kernel in kernels if kernel.bootable)
-    report.check("module", "checkpatch finds nothing", checkpatch, newest)
-    report.check("module", "modules_install puts it under updates/", install, newest)
-    report.check("module", "a kernel without CONFIG_RUST is refused", refused, newest,
+    first = next(kernel for kernel in kernels if kernel.bootable)
+    report.check("module", "checkpatch finds nothing", checkpatch, first)
+    report.check("module", "modules_install puts it under updates/", install, first)
+    report.check("module", "a kernel without CONFIG_RUST is refused", refused, first,
                  lambda config: config.replace("CONFIG_RUST=y", "# CONFIG_RUST is not set"), "CONFIG_RUST")
-    report.check("module", "a kernel of another rustc is refused", refused, newest,
+    report.check("module", "a kernel of another rustc is refused", refused, first,
                  lambda config: re.sub(r'(RUSTC_VERSION_TEXT="rustc )', r"\g<1>9.", config), r"rustc 9\..*rustc 1\.")
-    report.check("module", "a kernel tree without Rust's metadata is refused", refused, newest,
+    report.check("module", "a kernel tree without Rust's metadata is refused", refused, first,
                  lambda config: config, "metadata")

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The same module source on the other stock kernels that the archive has."""
+
+from bed.scenarios import guests
+
+SETS = ("test",)
+OTHER_KERNELS = True
+
+
+def run(bed):
+    """What could differ between kernels: binding, sysfs, the TPM core's calls, unloading."""
+    vtpms = [bed.vtpm("1.2"), bed.vtpm("2.0")]
+    bed.boot(vtpms)
+    with bed.guest("tpm12", vtpms[:1]) as guest:
+        bed.checks(guest, *guests.LOAD, *guests.TPM12, *guests.COMMON)
+    with bed.guest("tpm20", vtpms[1:]) as guest:
+        bed.checks(guest, *guests.LOAD, "tpm20_is_found", "tpm2_getcap", "tpm2_pcrextend", "hwrng",
+                   "tpm20_cancel_while_a_key_is_made", "kill_while_a_key_is_made", *guests.COMMON, "reload_5")
