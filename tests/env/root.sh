@@ -10,11 +10,22 @@ keyring=/usr/share/keyrings/debian-archive-keyring.gpg
 new=$cache/new-root-$key
 tools=$cache/tools
 
+apt="apt-get -q"
+
+# On a fresh machine apt has no lists yet, and only root could fill the host's: then they are ours.
+fill_lists() {
+	[ -z "$($apt indextargets --format x)" ] || return 0
+	mkdir -p "$tools/lists/partial" "$tools/archives/partial"
+	apt="$apt -o Dir::State::lists=$tools/lists -o Dir::Cache=$tools/archives -o APT::Sandbox::User=root"
+	# What else but Debian is among the host's sources may fail; what is needed is looked for below.
+	$apt update >/dev/null 2>&1 || :
+}
+
 find_mirror() {
 	mirror=${DEBIAN_MIRROR:-}
-	[ -n "$mirror" ] || mirror=$(apt-get indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' |
+	[ -n "$mirror" ] || mirror=$($apt indextargets --format '$(ORIGIN)|$(LABEL)|$(REPO_URI)' |
 		awk -F'|' '$1 == "Debian" && $2 == "Debian" { print $3; exit }')
-	[ -n "$mirror" ] || die "apt knows no Debian archive here: run 'apt-get update', or set DEBIAN_MIRROR="
+	[ -n "$mirror" ] || die "apt knows no Debian archive here, or it does not answer: see /etc/apt, or set DEBIAN_MIRROR="
 	mirror=${mirror%/}
 	eval "$(apt-config shell proxy Acquire::http::Proxy)"
 	/usr/lib/apt/apt-helper -o Acquire::http::Timeout=20 -o Acquire::Retries=1 \
@@ -26,8 +37,8 @@ find_mirror() {
 # A package's files for use from the cache, where the host has not installed it.
 from_package() {
 	mkdir -p "$tools/debs"
-	(cd "$tools/debs" && apt-get -q download "$1" >/dev/null 2>&1) ||
-		die "'$1' is not installed, and apt cannot download it: run 'apt-get update', or install it"
+	(cd "$tools/debs" && $apt download "$1" >/dev/null 2>&1) ||
+		die "'$1' is not installed, and apt cannot download it: install it"
 	dpkg-deb -x "$tools/debs/$1"_*.deb "$tools"
 	rm -f "$tools/debs/$1"_*.deb
 }
@@ -83,6 +94,7 @@ need_disk "$top" 4 "the build"
 exec 9>"$cache/lock"
 flock -n 9 || { echo "    another run works in $cache: waiting for it"; flock 9; }
 step_start "making the Debian $suite root in $root (about 800 MB to download, 2 to 10 minutes)"
+fill_lists
 find_mirror
 find_mmdebstrap
 find_keyring
