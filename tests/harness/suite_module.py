@@ -39,19 +39,29 @@ def build(kernel):
     return f"{os.path.getsize(module_path(kernel)) >> 10} kB"
 
 
-def clippy(kernel):
-    """Clippy with the kernel's rules, which ask for a SAFETY comment at every unsafe block."""
-    folder = f"{BUILD}/clippy/{kernel.release}"
+def build_with(kernel, what, option, ran):
+    """Builds apart from the other builds with an option; the log has to show that what it asks for `ran`."""
+    folder = f"{BUILD}/{what}/{kernel.release}"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    log = f"clippy-{kernel.release}.log"
-    code = logged(["make", "-j2", "-C", kernel.build, f"M={TOP}", f"MO={folder}", "CLIPPY=1", "modules"], log)
+    log = f"{what}-{kernel.release}.log"
+    code = logged(["make", "-j2", "-C", kernel.build, f"M={TOP}", f"MO={folder}", option, "modules"], log)
     found = warnings(log)
     if code or found:
         raise Failure("\n".join(found) or f"code {code}: see build/log/{log}")
     with open(f"{LOGS}/{log}", encoding="utf-8") as file:
-        if "CLIPPY" not in file.read():
-            raise Failure("the kernel's build did not run clippy")
+        if ran not in file.read():
+            raise Failure(f"the kernel's build did not run {what}")
+
+
+def clippy(kernel):
+    """Clippy with the kernel's rules, which ask for a SAFETY comment at every unsafe block."""
+    build_with(kernel, "clippy", "CLIPPY=1", "CLIPPY")
+
+
+def rustdoc(kernel):
+    """The documentation of everything, private items too."""
+    build_with(kernel, "rustdoc", "DOC=1", "RUSTDOC")
 
 
 def checkpatch(kernel):
@@ -114,6 +124,7 @@ def run(report, kernels):
     for kernel in kernels:
         built = report.check("module", f"builds for {kernel.release} without a warning", build, kernel)
         report.check("module", f"clippy finds nothing for {kernel.release}", clippy, kernel)
+        report.check("module", f"rustdoc finds nothing for {kernel.release}", rustdoc, kernel)
         if built:
             report.check("module", f"modinfo for {kernel.release}", modinfo, kernel)
     first = next(kernel for kernel in kernels if kernel.bootable)
