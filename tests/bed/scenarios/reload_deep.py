@@ -8,4 +8,4 @@ SETS = ("deep",)
 
 def run(bed):
     """As the short one, longer."""
-    reload.run(bed, "reload_100", limit=1800)
+    reload.run(bed, 100)
