@@ -108,5 +108,3 @@ check_hwrng() {
 }
 
 check_tpm20_cancel_while_a_key_is_made() { python /bed/cancel.py cancel20; }
-
-check_kill_while_a_key_is_made() { python /bed/cancel.py kill20; }

@@ -11,7 +11,7 @@ TPM12 = ("tpm12_is_found", "sysfs_pubek", "sysfs_pcrs", "sysfs_enabled", "sysfs_
 TROUSERS = ("tpm_version", "tpm_takeownership", "tpm_getpubek", "tpm_sealdata")
 TPM20 = ("tpm20_is_found", "tpm2_getcap", "tpm2_pcrread", "tpm2_pcrextend", "tpm2_getrandom", "tpm2_createprimary",
          "tpm2_seal_unseal_pcr_policy", "tpm2_nv", "tpm2_quote", "trusted_keys", "hwrng",
-         "tpm20_cancel_while_a_key_is_made", "kill_while_a_key_is_made")
+         "tpm20_cancel_while_a_key_is_made")
 SELFTESTS = ("kernel_selftest_smoke", "kernel_selftest_space", "kernel_selftest_async")
 
 

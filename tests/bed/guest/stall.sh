@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0
+# The host has stopped swtpm, which the backend gets along with, or the backend itself.
+
+check_stall_kill() { python /bed/cancel.py killed; }
+
+check_stall_cancel() { python /bed/cancel.py stalled; }
+
+# The kernel's own reader of random numbers would be waited for, too, as long as its command lasts.
+check_stall_no_reader() { echo none >/sys/class/misc/hw_random/rng_current; }
+
+check_stall_times_out() { python /bed/cancel.py times_out; }
+
+# The backend does not even answer a cancel: the page is wedged.
+check_stall_wedged() {
+	python /bed/cancel.py refused ESHUTDOWN
+	dmesg | grep -q 'not even to a cancel: reconnecting' || fail "the kernel log does not say so"
+}
+
+check_stall_over() {
+	wait_for 30 python /bed/tpm.py works
+	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
+}
