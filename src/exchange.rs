@@ -139,6 +139,13 @@ impl Control {
         self.news.announce();
     }
 
+    /// From now on an event that finds the page answered is an expected one. To be called before
+    /// the page is given to the backend, and before each look at it: an event that comes between a
+    /// look and the wait then still ends the wait.
+    fn expect(&self) {
+        self.awaited.xchg(true, Full);
+    }
+
     /// Commands may run again.
     pub(crate) fn connected(&self) {
         self.hang_up.store(false, Relaxed);
@@ -225,6 +232,7 @@ impl Channel {
         }
 
         let ready = self.ready.take().ok_or(Failure::Wedged)?;
+        self.control.expect();
         let running = match ready.submit(self.page(), &request, locality) {
             Ok(running) => running,
             Err((ready, OutOfPage)) => {
@@ -255,8 +263,6 @@ impl Channel {
         let mut failure = None;
 
         loop {
-            // Before the look, so that an event after it is not taken for a spurious one.
-            self.control.awaited.xchg(true, Full);
             running = match running.look(self.page()) {
                 Ok(end) => return Ok(end),
                 Err(running) => running,
@@ -276,6 +282,7 @@ impl Channel {
             } else if self.control.cancel.load(Relaxed) {
                 failure = failure.or(Some(Failure::Cancelled));
             }
+            self.control.expect();
         }
     }
 
@@ -287,7 +294,7 @@ impl Channel {
 
         self.event.notify();
         loop {
-            self.control.awaited.xchg(true, Full);
+            self.control.expect();
             cancelling = match cancelling.look(self.page()) {
                 // Whoever only wanted the command to end soon may have its answer. For the others
                 // it comes too late.
