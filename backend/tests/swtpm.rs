@@ -8,6 +8,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags};
+use tempfile::TempDir;
 use xen_vtpmd::swtpm::{version_of_state, Error, Event, Setup, Source, Swtpm, Version};
 
 /// Nothing here takes as long.
@@ -83,6 +84,18 @@ fn start(version: Version, state: &Path) -> Swtpm {
     swtpm
 }
 
+/// A new TPM that takes commands, and the folder of its state; `None` where there is no swtpm.
+fn started(version: Version) -> Option<(TempDir, Swtpm)> {
+    if !have_swtpm() {
+        return None;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    set_up(version, &state);
+    let swtpm = start(version, &state);
+    Some((folder, swtpm))
+}
+
 fn run(swtpm: &mut Swtpm, locality: u8, command: &[u8]) -> Vec<u8> {
     swtpm.submit(locality, command).unwrap();
     assert!(!swtpm.is_free());
@@ -141,13 +154,9 @@ fn hash_sequence_start() -> Vec<u8> {
 
 #[test]
 fn answers_that_nobody_takes_leave_nothing_in_the_tpm() {
-    if !have_swtpm() {
+    let Some((_folder, mut swtpm)) = started(Version::Tpm2) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    set_up(Version::Tpm2, &state);
-    let mut swtpm = start(Version::Tpm2, &state);
+    };
 
     for _ in 0..10 {
         let answer = run(&mut swtpm, 0, &hash_sequence_start());
@@ -171,13 +180,9 @@ fn answers_that_nobody_takes_leave_nothing_in_the_tpm() {
 
 #[test]
 fn tpm_1_2_and_its_localities() {
-    if !have_swtpm() {
+    let Some((_folder, mut swtpm)) = started(Version::Tpm12) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    set_up(Version::Tpm12, &state);
-    let mut swtpm = start(Version::Tpm12, &state);
+    };
 
     assert_eq!(run(&mut swtpm, 0, &pcr_read(0)).len(), 30);
     // PCR 20 is for locality 2 and up, 10 for all.
@@ -199,13 +204,9 @@ fn tpm_1_2_and_its_localities() {
 
 #[test]
 fn a_dead_swtpm_is_an_error_and_no_answer() {
-    if !have_swtpm() {
+    let Some((_folder, mut swtpm)) = started(Version::Tpm2) else {
         return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    set_up(Version::Tpm2, &state);
-    let mut swtpm = start(Version::Tpm2, &state);
+    };
     let killed = Command::new("kill")
         .args(["-9", &swtpm.id().to_string()])
         .status();

@@ -188,7 +188,7 @@ impl<T: Operations> Chip<T> {
         Ok(registration)
     }
 
-    /// The chip's number: N of /dev/tpmN.
+    /// The chip's own device: tpmN in sysfs.
     fn device(&self) -> *mut bindings::device {
         // SAFETY: The chip is valid by the type invariants.
         unsafe { &raw mut (*self.raw.as_ptr()).dev }

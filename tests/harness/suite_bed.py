@@ -45,7 +45,7 @@ class Bed:
         image.write(f"{images}/guest.cpio")
         return f"{images}/guest.cpio"
 
-    def boot(self, vtpms, cpus=1, options="", backend_options=""):
+    def boot(self, vtpms, cpus=1, options=""):
         """Boots Xen and dom0, and starts the backend; it knows the versions of `vtpms`."""
         dom0 = content.dom0_image(content.Modules(self.kernel.modules), build.backend_path())
         dom0.file("/boot/guest.cpio", self.write_guest_image())
@@ -58,8 +58,7 @@ class Bed:
                                cpus=cpus, options=options)
         seconds = self.machine.start()
         versions = " ".join(f"--version {vtpm.uuid}={vtpm.version}" for vtpm in vtpms)
-        self._backend = "xen-vtpmd run --state-dir /var/lib/xen-vtpmd --default-version 2.0 " \
-            f"{versions} {backend_options}"
+        self._backend = f"xen-vtpmd run --state-dir /var/lib/xen-vtpmd --default-version 2.0 {versions}"
         self.start_backend()
         return seconds
 
