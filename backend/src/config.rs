@@ -15,21 +15,28 @@ use crate::swtpm::{version_of_state, Version};
 /// Where the state is unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/xen-vtpmd";
 
+/// Where the daemon notes which processes it has, unless told otherwise.
+pub const RUN_DIR: &str = "/run/xen-vtpmd";
+
+/// The first of the user ids for vTPMs, unless told otherwise: between the ranges that systemd's
+/// `UIDS-GIDS` gives to containers and those above 2^31, which nobody uses.
+pub const FIRST_UID: u32 = 1_900_000_000;
+
 /// A vTPM's uuid: 32 hex digits with dashes, in lower case, so that it is safe as a folder's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Uuid(String);
 
 impl FromStr for Uuid {
-    type Err = ();
+    type Err = String;
 
-    fn from_str(s: &str) -> Result<Self, ()> {
+    fn from_str(s: &str) -> Result<Self, String> {
         let fits = |(i, b): (usize, u8)| match i {
             8 | 13 | 18 | 23 => b == b'-',
             _ => b.is_ascii_hexdigit(),
         };
         match s.len() == 36 && s.bytes().enumerate().all(fits) {
             true => Ok(Self(s.to_ascii_lowercase())),
-            false => Err(()),
+            false => Err(format!("{s:?} is not a uuid")),
         }
     }
 }
@@ -63,24 +70,82 @@ pub enum Error {
     },
 }
 
+/// What becomes of a vTPM whose TPM died under a running guest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDeath {
+    /// It stays closed until the guest is started anew: its PCRs are lost, and a guest that goes on
+    /// with fresh ones could forge its own past.
+    #[default]
+    Closed,
+    /// It comes back at once, as a TPM that has just been started.
+    Restart,
+}
+
+/// The administrator's decisions for one vTPM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Which TPM it has to be; `None` if nobody says so for this very vTPM.
+    pub version: Option<Version>,
+    /// Which TPM it becomes if it has no state and nobody says.
+    pub default_version: Version,
+    /// The localities that the guest may send commands from: bit n for locality n.
+    pub localities: u8,
+    /// What becomes of it when its TPM dies.
+    pub on_death: OnDeath,
+    /// Whether new state gets certificates for the EK and, for a TPM 2.0, the platform.
+    pub certificates: bool,
+    /// The file with the key that the state is encrypted with.
+    pub key_file: Option<PathBuf>,
+    /// How much memory swtpm may map, in MiB.
+    pub memory: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            version: None,
+            default_version: Version::Tpm2,
+            localities: 0b1_1111,
+            on_death: OnDeath::Closed,
+            certificates: false,
+            key_file: None,
+            memory: 256,
+        }
+    }
+}
+
 /// The administrator's decisions.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// The folder with a folder for each vTPM.
     pub state_dir: PathBuf,
-    /// Which TPM a new vTPM is, if nobody says.
-    pub default_version: Version,
-    /// Which TPM certain vTPMs are.
-    pub versions: HashMap<Uuid, Version>,
+    /// The folder for what need not outlive the machine's run: who runs where.
+    pub run_dir: PathBuf,
+    /// The first of the user ids that vTPMs run as; `None` if they are to run as the caller, without
+    /// isolation, as tests without privileges do.
+    pub first_uid: Option<u32>,
+    /// For vTPMs without an entry of their own.
+    pub policy: Policy,
+    /// For certain vTPMs.
+    pub vtpms: HashMap<Uuid, Policy>,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: PathBuf::from(STATE_DIR),
-            default_version: Version::Tpm2,
-            versions: HashMap::new(),
+            run_dir: PathBuf::from(RUN_DIR),
+            first_uid: Some(FIRST_UID),
+            policy: Policy::default(),
+            vtpms: HashMap::new(),
         }
+    }
+}
+
+impl Config {
+    /// What holds for a vTPM.
+    pub fn policy(&self, uuid: &Uuid) -> &Policy {
+        self.vtpms.get(uuid).unwrap_or(&self.policy)
     }
 }
 
@@ -104,7 +169,8 @@ impl Config {
             path: path.clone(),
             source,
         };
-        let wanted = asked.or_else(|| self.versions.get(uuid).copied());
+        let policy = self.policy(uuid);
+        let wanted = asked.or(policy.version);
 
         DirBuilder::new()
             .recursive(true)
@@ -120,7 +186,7 @@ impl Config {
                 wanted,
             }),
             _ => Ok(State {
-                version: found.or(wanted).unwrap_or(self.default_version),
+                version: found.or(wanted).unwrap_or(policy.default_version),
                 exists: found.is_some(),
                 path,
             }),
@@ -147,7 +213,7 @@ mod tests {
             "0f8fad5b-d9cb-469f-a165-70867728950g",
             "../../../../../../../../../etc/shado",
         ] {
-            assert_eq!(bad.parse::<Uuid>(), Err(()), "{bad:?}");
+            assert!(bad.parse::<Uuid>().is_err(), "{bad:?}");
         }
     }
 
@@ -162,7 +228,13 @@ mod tests {
 
         let fresh = config.state(&uuid, None).unwrap();
         assert!(!fresh.exists && fresh.version == Version::Tpm2);
-        config.versions.insert(uuid.clone(), Version::Tpm12);
+        config.vtpms.insert(
+            uuid.clone(),
+            Policy {
+                version: Some(Version::Tpm12),
+                ..Policy::default()
+            },
+        );
         assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
 
         std::fs::create_dir(&fresh.path).unwrap();
@@ -172,7 +244,7 @@ mod tests {
             config.state(&uuid, Some(Version::Tpm2)),
             Err(Error::Version { .. })
         ));
-        config.versions.clear();
+        config.vtpms.clear();
         assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
     }
 }

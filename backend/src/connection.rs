@@ -3,11 +3,26 @@
 //! The connection to one guest: its page, its event channel and the exchange over them. Dropping it
 //! gives the guest `Idle` for a running command, unmaps the page and unbinds the channel.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io;
 
 use crate::exchange::{Delivery, Exchange, Look};
+use crate::watch::{Registrar, Watched};
 use crate::xen::{self, EventChannel, GrantedPage};
 use crate::xenbus::{Id, Particulars};
+
+/// The code that a [`Connection`] gives to its [`Registrar`] for the guest's events.
+pub const GUEST: u8 = 0;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Xen did not do it.
+    #[error(transparent)]
+    Xen(#[from] xen::Error),
+    /// The events cannot be waited for.
+    #[error("waiting for the guest's events: {0}")]
+    Wait(#[from] io::Error),
+}
 
 /// A mapped page and a bound event channel.
 #[derive(Debug)]
@@ -15,18 +30,18 @@ pub struct Connection {
     id: Id,
     exchange: Exchange,
     page: GrantedPage,
-    event: EventChannel,
+    event: Watched<EventChannel>,
 }
 
 impl Connection {
     /// Maps and binds what the guest has published. A [`look`](Self::look) is due at once: a command
     /// may have been in the page before.
-    pub fn open(id: Id, particulars: Particulars) -> Result<Self, xen::Error> {
+    pub fn open(id: Id, particulars: Particulars, registrar: &Registrar) -> Result<Self, Error> {
         Ok(Self {
             id,
             exchange: Exchange::new(),
             page: GrantedPage::map(id.domid, particulars.ring_ref)?,
-            event: EventChannel::bind(id.domid, particulars.port)?,
+            event: registrar.add(GUEST, EventChannel::bind(id.domid, particulars.port)?)?,
         })
     }
 
@@ -63,13 +78,6 @@ impl Connection {
                 self.event.notify().map(|()| false)
             }
         }
-    }
-}
-
-impl AsFd for Connection {
-    /// Readable when the guest has sent an event.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
     }
 }
 

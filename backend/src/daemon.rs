@@ -3,18 +3,17 @@
 //! The event loop: one thread that waits for xenstore, the guests, the TPMs and signals, and gives
 //! each that has something to say one turn of bounded work before it waits again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{self, Read};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::event::{poll, PollFd, PollFlags};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::Config;
 use crate::machine::Claims;
-use crate::vtpm::{Host, Source, Vtpm};
+use crate::vtpm::{Host, Vtpm};
+use crate::watch::{Watched, Watcher};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, Id, NodeError, Paths};
 
@@ -41,6 +40,11 @@ pub enum Error {
     Wait(#[from] io::Error),
 }
 
+/// The daemon's own number in the watcher's events, and its codes.
+const DAEMON: u32 = 0;
+const STORE: u8 = 0;
+const SIGNAL: u8 = 1;
+
 /// The daemon.
 #[derive(Debug)]
 pub struct Daemon {
@@ -48,21 +52,19 @@ pub struct Daemon {
     own_domid: u16,
     base: String,
     vtpms: BTreeMap<Id, Vtpm>,
-    signals: UnixStream,
+    /// Who is who in the watcher's events.
+    owners: HashMap<u32, Id>,
+    last_owner: u32,
+    signals: Watched<UnixStream>,
+    watcher: Watcher,
     stopping: Option<Instant>,
-}
-
-/// Something that got readable.
-enum Ready {
-    Store,
-    Signal,
-    Vtpm(Id, Source),
 }
 
 impl Daemon {
     /// Connects to Xen and asks for the signals that end the daemon.
     pub fn new(config: Config) -> Result<Self, Error> {
-        let store = Store::open()?;
+        let watcher = Watcher::new()?;
+        let store = watcher.registrar(DAEMON).add(STORE, Store::open()?)?;
         let own_domid = xenbus::own_domid(&store)?;
         let base = Paths::base(own_domid);
         let (signals, sender) = UnixStream::pair()?;
@@ -84,7 +86,10 @@ impl Daemon {
             own_domid,
             base,
             vtpms: BTreeMap::new(),
-            signals,
+            owners: HashMap::new(),
+            last_owner: DAEMON,
+            signals: watcher.registrar(DAEMON).add(SIGNAL, signals)?,
+            watcher,
             stopping: None,
         })
     }
@@ -92,13 +97,16 @@ impl Daemon {
     /// Runs until a signal ends it.
     pub fn run(mut self) -> Result<(), Error> {
         loop {
-            for ready in self.wait()? {
-                match ready {
-                    Ready::Store => self.on_store()?,
-                    Ready::Signal => self.on_signal(),
-                    Ready::Vtpm(id, source) => self.with(id, |vtpm, host| {
-                        vtpm.on_ready(host, source);
-                    }),
+            for (owner, code) in self.wait()? {
+                match (owner, code) {
+                    (DAEMON, STORE) => self.on_store()?,
+                    (DAEMON, _) => self.on_signal(),
+                    // It may be gone since the wait.
+                    _ => {
+                        if let Some(id) = self.owners.get(&owner).copied() {
+                            self.with(id, |vtpm, host| vtpm.on_ready(host, code));
+                        }
+                    }
                 }
             }
             let now = Instant::now();
@@ -116,7 +124,7 @@ impl Daemon {
     }
 
     /// Waits until something is readable or a deadline has passed.
-    fn wait(&self) -> io::Result<Vec<Ready>> {
+    fn wait(&self) -> io::Result<Vec<(u32, u8)>> {
         let deadlines = self.vtpms.values().filter_map(Vtpm::deadline);
         let deadline = deadlines.chain(self.stopping).min();
         let timeout = deadline.map_or(-1, |deadline| {
@@ -125,26 +133,7 @@ impl Daemon {
             i32::try_from(left.as_millis()).map_or(i32::MAX, |ms| ms.saturating_add(1))
         });
 
-        let mut ready = vec![Ready::Store, Ready::Signal];
-        let mut fds = vec![self.host.store.as_fd(), self.signals.as_fd()];
-        for (id, vtpm) in &self.vtpms {
-            for (source, fd) in vtpm.sources() {
-                ready.push(Ready::Vtpm(*id, source));
-                fds.push(fd);
-            }
-        }
-        let mut fds: Vec<_> = fds
-            .into_iter()
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
-
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => (),
-            Err(e) => return Err(e.into()),
-        }
-        let mut fds = fds.into_iter();
-        ready.retain(|_| fds.next().is_some_and(|fd| !fd.revents().is_empty()));
-        Ok(ready)
+        self.watcher.wait(timeout)
     }
 
     /// Takes watch events, and lets each vTPM that they are about look once.
@@ -196,11 +185,16 @@ impl Daemon {
         let node = Paths::new(self.own_domid, id).backend("state");
         let vtpm = match self.host.store.read(&node) {
             Ok(None) => return,
-            Ok(Some(_)) => Vtpm::new(&self.host, self.own_domid, id),
+            Ok(Some(_)) => {
+                self.last_owner += 1;
+                let registrar = self.watcher.registrar(self.last_owner);
+                Vtpm::new(&self.host, self.own_domid, id, registrar)
+            }
             Err(e) => Err(e),
         };
         match vtpm {
             Ok(vtpm) => {
+                self.owners.insert(self.last_owner, id);
                 self.vtpms.insert(id, vtpm);
             }
             Err(e) => log::error!("vtpm {id}: {e}"),
@@ -219,6 +213,7 @@ impl Daemon {
         if vtpm.is_gone(&self.host) {
             if let Some(vtpm) = self.vtpms.remove(&id) {
                 vtpm.forget(&self.host);
+                self.owners.retain(|_, owned| *owned != id);
             }
         }
         if was_running && !is_running && self.stopping.is_none() {

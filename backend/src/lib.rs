@@ -14,6 +14,7 @@ pub mod logger;
 pub mod machine;
 pub mod swtpm;
 pub mod vtpm;
+pub mod watch;
 #[allow(unsafe_code)]
 pub mod xen;
 pub mod xenbus;

@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
 use crate::config::{self, Config, State, Uuid};
 use crate::swtpm::{self, Setup, Swtpm, Version};
+use crate::watch::{Registrar, Watched};
 use crate::xenbus::Id;
 
 /// Why there is no TPM.
@@ -39,20 +39,23 @@ struct Claim {
     ending: bool,
 }
 
-/// Where a [`Machine`] got readable.
+/// The code that a [`Machine`] gives to its [`Registrar`] for swtpm_setup's end. swtpm's are its own.
+pub const SETUP: u8 = 4;
+
+/// How a TPM ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// swtpm.
-    Swtpm(swtpm::Source),
-    /// swtpm_setup's end.
-    Setup,
+pub enum End {
+    /// Switched off: PCRs and sessions are lost.
+    Off,
+    /// The guest was saved: the next start goes on where this one stopped.
+    Saved,
 }
 
 #[derive(Debug)]
 enum Process {
     None,
     /// The state is being made.
-    Setup(Setup, State),
+    Setup(Watched<Setup>, State),
     Swtpm(Swtpm),
 }
 
@@ -64,15 +67,17 @@ enum Process {
 #[derive(Debug)]
 pub struct Machine {
     id: Id,
+    registrar: Registrar,
     uuid: Option<Uuid>,
     process: Process,
 }
 
 impl Machine {
     /// Without a process.
-    pub fn new(id: Id) -> Self {
+    pub fn new(id: Id, registrar: Registrar) -> Self {
         Self {
             id,
+            registrar,
             uuid: None,
             process: Process::None,
         }
@@ -89,20 +94,6 @@ impl Machine {
             Process::Swtpm(swtpm) => Some(swtpm),
             _ => None,
         }
-    }
-
-    /// Where to wait for something to read.
-    pub fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let (setup, swtpm) = match &self.process {
-            Process::None => (None, None),
-            Process::Setup(setup, _) => (Some((Source::Setup, setup.as_fd())), None),
-            Process::Swtpm(swtpm) => (None, Some(swtpm.sources())),
-        };
-        let swtpm = swtpm.into_iter().flatten();
-
-        setup
-            .into_iter()
-            .chain(swtpm.map(|(source, fd)| (Source::Swtpm(source), fd)))
     }
 
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
@@ -162,14 +153,37 @@ impl Machine {
         self.process = if state.exists {
             Process::Swtpm(self.spawn(&state)?)
         } else {
-            Process::Setup(Setup::spawn(state.version, &state.path)?, state)
+            let setup = Setup::spawn(state.version, &state.path)?;
+            Process::Setup(self.registrar.add(SETUP, setup)?, state)
         };
         Ok(())
     }
 
     fn spawn(&self, state: &State) -> Result<Swtpm, Error> {
         let prefix = format!("vtpm {}: ", self.id);
-        Ok(Swtpm::spawn(state.version, &state.path, &prefix)?)
+        Ok(Swtpm::spawn(
+            state.version,
+            &state.path,
+            &prefix,
+            &self.registrar,
+        )?)
+    }
+
+    /// Looks for an swtpm that a former daemon left running for this very vTPM. True if there is one:
+    /// [`swtpm::Event::Up`] follows, as after [`start`](Self::start). One that the state has, but that
+    /// is another vTPM's or of no use, is ended.
+    pub fn take_over(
+        &mut self,
+        _claims: &mut Claims,
+        _config: &Config,
+        _uuid: &Uuid,
+    ) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// The daemon ends, and the process stays for the next one. Only an swtpm that is up can stay.
+    pub fn leave(&mut self, claims: &mut Claims) {
+        self.end(claims, End::Off);
     }
 
     /// swtpm_setup has ended, perhaps: then swtpm follows, unless the vTPM is ending.
@@ -198,7 +212,7 @@ impl Machine {
 
     /// Starts the end of the process, if there is one. A swtpm_setup is left to finish its work, for
     /// the next vTPM of this uuid.
-    pub fn end(&mut self, claims: &mut Claims) {
+    pub fn end(&mut self, claims: &mut Claims, _how: End) {
         let uuid = self.uuid.as_ref();
 
         if let Some(claim) = uuid.and_then(|uuid| claims.0.get_mut(uuid)) {

@@ -4,16 +4,16 @@
 //! the guest's page and swtpm.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_FEATURE};
 
 use crate::config::Config;
-use crate::connection::Connection;
+use crate::connection::{self, Connection};
 use crate::lifecycle::{decide, Facts, Stage, Step};
-use crate::machine::{self, Claims, Machine};
+use crate::machine::{self, Claims, End, Machine};
 use crate::swtpm::{self, Event};
+use crate::watch::{Registrar, Watched};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, BusState, Id, NodeError, Particulars, Paths};
 
@@ -40,6 +40,9 @@ pub enum Failure {
     /// Xen did not do it.
     #[error(transparent)]
     Xen(#[from] xen::Error),
+    /// There is no connection to the guest.
+    #[error(transparent)]
+    Connection(#[from] connection::Error),
     /// There is no TPM.
     #[error(transparent)]
     Machine(#[from] machine::Error),
@@ -55,20 +58,11 @@ impl From<swtpm::Error> for Failure {
 #[derive(Debug)]
 pub struct Host {
     /// The connection to xenstored.
-    pub store: Store,
+    pub store: Watched<Store>,
     /// The administrator's decisions.
     pub config: Config,
     /// Who has which state.
     pub claims: Claims,
-}
-
-/// Where a [`Vtpm`] got readable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The guest's event channel.
-    Guest,
-    /// The process behind it.
-    Machine(machine::Source),
 }
 
 /// One vTPM.
@@ -77,6 +71,7 @@ pub struct Vtpm {
     id: Id,
     paths: Paths,
     stage: Stage,
+    registrar: Registrar,
     machine: Machine,
     connection: Option<Connection>,
     /// The particulars of the last attempt to connect, so that it is not repeated.
@@ -87,7 +82,12 @@ pub struct Vtpm {
 
 impl Vtpm {
     /// A vTPM that was found in xenstore.
-    pub fn new(host: &Host, own_domid: u16, id: Id) -> Result<Self, xen::Error> {
+    pub fn new(
+        host: &Host,
+        own_domid: u16,
+        id: Id,
+        registrar: Registrar,
+    ) -> Result<Self, xen::Error> {
         let paths = Paths::new(own_domid, id);
         host.store
             .watch(&paths.frontend("state"), &id.to_string())?;
@@ -96,7 +96,8 @@ impl Vtpm {
             id,
             paths,
             stage: Stage::New,
-            machine: Machine::new(id),
+            machine: Machine::new(id, registrar.clone()),
+            registrar,
             connection: None,
             tried: None,
             deadline: None,
@@ -129,16 +130,6 @@ impl Vtpm {
         log::debug!("vtpm {}: gone", self.id);
     }
 
-    /// Where to wait for something to read.
-    pub fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let guest = self.connection.as_ref().map(|c| (Source::Guest, c.as_fd()));
-        let machine = self.machine.sources();
-
-        guest
-            .into_iter()
-            .chain(machine.map(|(source, fd)| (Source::Machine(source), fd)))
-    }
-
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
         [self.deadline, self.machine.deadline()]
@@ -147,15 +138,18 @@ impl Vtpm {
             .min()
     }
 
-    /// Goes on after something got readable.
-    pub fn on_ready(&mut self, host: &mut Host, source: Source) {
-        let done = match source {
-            Source::Guest => self.on_guest(host),
-            Source::Machine(machine::Source::Setup) => {
+    /// Goes on after something got readable: what the code says that it was registered with.
+    pub fn on_ready(&mut self, host: &mut Host, code: u8) {
+        let done = match code {
+            connection::GUEST => self.on_guest(host),
+            machine::SETUP => {
                 let done = self.machine.on_setup(&mut host.claims);
                 done.map_err(Failure::from)
             }
-            Source::Machine(machine::Source::Swtpm(source)) => self.on_swtpm(host, source),
+            code => match swtpm::Source::from_code(code) {
+                Some(source) => self.on_swtpm(host, source),
+                None => Ok(()),
+            },
         };
         if let Err(failure) = done {
             self.fail(host, &failure);
@@ -310,7 +304,7 @@ impl Vtpm {
 
         self.disconnect();
         self.tried = Some(particulars);
-        match Connection::open(self.id, particulars) {
+        match Connection::open(self.id, particulars, &self.registrar) {
             Ok(connection) => {
                 log::info!("vtpm {}: connected, grant {ring_ref}, port {port}", self.id);
                 self.connection = Some(connection);
@@ -408,7 +402,7 @@ impl Vtpm {
     fn fail(&mut self, host: &mut Host, failure: &Failure) {
         if self.stage == Stage::Closed {
             log::warn!("vtpm {}: {failure}", self.id);
-            return self.machine.end(&mut host.claims);
+            return self.machine.end(&mut host.claims, End::Off);
         }
         self.report(host, failure);
         if self.connection.is_none() {
@@ -419,7 +413,7 @@ impl Vtpm {
             self.id
         );
         self.disconnect();
-        self.machine.end(&mut host.claims);
+        self.machine.end(&mut host.claims, End::Off);
         self.stage = Stage::Failing;
         self.deadline = Some(Instant::now() + FAIL_LIMIT);
         self.show_or_log(host, BusState::Closing);
@@ -449,7 +443,7 @@ impl Vtpm {
         self.disconnect();
         self.deadline = None;
         self.stage = Stage::Closed;
-        self.machine.end(&mut host.claims);
+        self.machine.end(&mut host.claims, End::Off);
     }
 
     /// Shows a state to the guest and the toolstack.

@@ -3,13 +3,14 @@
 //! The daemon's swtpm client against the real swtpm, without Xen. Skipped, with a message, where
 //! swtpm is not installed.
 
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::event::{poll, PollFd, PollFlags};
 use tempfile::TempDir;
 use xen_vtpmd::swtpm::{version_of_state, Error, Event, Setup, Source, Swtpm, Version};
+use xen_vtpmd::watch::Watcher;
 
 /// Nothing here takes as long.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -44,22 +45,40 @@ fn set_up(version: Version, state: &Path) {
     assert_eq!(version_of_state(state).unwrap(), Some(version));
 }
 
+/// An swtpm and what is needed to wait for it.
+struct Running {
+    swtpm: Swtpm,
+    watcher: Watcher,
+}
+
+impl Deref for Running {
+    type Target = Swtpm;
+
+    fn deref(&self) -> &Swtpm {
+        &self.swtpm
+    }
+}
+
+impl DerefMut for Running {
+    fn deref_mut(&mut self) -> &mut Swtpm {
+        &mut self.swtpm
+    }
+}
+
+/// Starts one, whose [`Seen::Up`] is still to come.
+fn spawn(version: Version, state: &Path) -> Result<Running, Error> {
+    let watcher = Watcher::new().unwrap();
+    let swtpm = Swtpm::spawn(version, state, "test: ", &watcher.registrar(1))?;
+    Ok(Running { swtpm, watcher })
+}
+
 /// Waits for the next thing that happens, as the daemon's loop would.
-fn next(swtpm: &mut Swtpm) -> Result<Seen, Error> {
+fn next(running: &mut Running) -> Result<Seen, Error> {
     let limit = Instant::now() + LIMIT;
     loop {
         assert!(Instant::now() < limit, "nothing happened in {LIMIT:?}");
-        let (sources, fds): (Vec<Source>, Vec<_>) = swtpm.sources().unzip();
-        let mut fds: Vec<_> = fds
-            .iter()
-            .map(|fd| PollFd::new(fd, PollFlags::IN))
-            .collect();
-        poll(&mut fds, 1000).unwrap();
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        drop(fds);
-
-        for (source, _) in sources.into_iter().zip(ready).filter(|(_, ready)| *ready) {
-            match swtpm.on_ready(source)? {
+        for (_, code) in running.watcher.wait(1000).unwrap() {
+            match running.on_ready(Source::from_code(code).unwrap())? {
                 Some(Event::Up) => return Ok(Seen::Up),
                 Some(Event::Answer(answer)) => return Ok(Seen::Answer(answer.to_vec())),
                 Some(Event::LocalityRefused(code)) => return Ok(Seen::LocalityRefused(code)),
@@ -67,17 +86,17 @@ fn next(swtpm: &mut Swtpm) -> Result<Seen, Error> {
                 None => (),
             }
         }
-        if swtpm
+        if running
             .deadline()
             .is_some_and(|limit| limit <= Instant::now())
         {
-            swtpm.on_deadline()?;
+            running.on_deadline()?;
         }
     }
 }
 
-fn start(version: Version, state: &Path) -> Swtpm {
-    let mut swtpm = Swtpm::spawn(version, state, "test: ").unwrap();
+fn start(version: Version, state: &Path) -> Running {
+    let mut swtpm = spawn(version, state).unwrap();
     assert!(!swtpm.is_free());
     assert_eq!(next(&mut swtpm).unwrap(), Seen::Up);
     assert!(swtpm.is_free());
@@ -85,7 +104,7 @@ fn start(version: Version, state: &Path) -> Swtpm {
 }
 
 /// A new TPM that takes commands, and the folder of its state; `None` where there is no swtpm.
-fn started(version: Version) -> Option<(TempDir, Swtpm)> {
+fn started(version: Version) -> Option<(TempDir, Running)> {
     if !have_swtpm() {
         return None;
     }
@@ -96,7 +115,7 @@ fn started(version: Version) -> Option<(TempDir, Swtpm)> {
     Some((folder, swtpm))
 }
 
-fn run(swtpm: &mut Swtpm, locality: u8, command: &[u8]) -> Vec<u8> {
+fn run(swtpm: &mut Running, locality: u8, command: &[u8]) -> Vec<u8> {
     swtpm.submit(locality, command).unwrap();
     assert!(!swtpm.is_free());
     match next(swtpm).unwrap() {
@@ -105,7 +124,7 @@ fn run(swtpm: &mut Swtpm, locality: u8, command: &[u8]) -> Vec<u8> {
     }
 }
 
-fn end(mut swtpm: Swtpm) {
+fn end(mut swtpm: Running) {
     swtpm.shut_down();
     match next(&mut swtpm) {
         Err(Error::Ended(status)) => assert!(status.success(), "{status}"),
@@ -219,28 +238,6 @@ fn a_dead_swtpm_is_an_error_and_no_answer() {
 }
 
 #[test]
-fn swtpm_ends_with_its_owner() {
-    if !have_swtpm() {
-        return;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let state = folder.path().join("state");
-    set_up(Version::Tpm2, &state);
-
-    // As after kill -9: the sockets close, and nobody kills the process.
-    let swtpm = start(Version::Tpm2, &state);
-    let process = swtpm.abandon();
-    let limit = Instant::now() + LIMIT;
-    loop {
-        let mut fds = [PollFd::new(&process, PollFlags::IN)];
-        if poll(&mut fds, 1000).unwrap() > 0 {
-            break;
-        }
-        assert!(Instant::now() < limit, "swtpm outlives its owner");
-    }
-}
-
-#[test]
 fn a_start_without_state_is_no_tpm() {
     if !have_swtpm() {
         return;
@@ -248,10 +245,7 @@ fn a_start_without_state_is_no_tpm() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("none");
 
-    assert!(matches!(
-        Swtpm::spawn(Version::Tpm2, &state, "test: "),
-        Err(Error::Spawn(_))
-    ));
+    assert!(matches!(spawn(Version::Tpm2, &state), Err(Error::Spawn(_))));
 }
 
 #[test]
@@ -263,7 +257,7 @@ fn two_do_not_share_a_state() {
     let state = folder.path().join("state");
     set_up(Version::Tpm2, &state);
     let first = start(Version::Tpm2, &state);
-    let mut second = Swtpm::spawn(Version::Tpm2, &state, "test: ").unwrap();
+    let mut second = spawn(Version::Tpm2, &state).unwrap();
 
     match next(&mut second) {
         Err(Error::Refused("CMD_INIT", _) | Error::Closed(_) | Error::Ended(_)) => (),

@@ -9,8 +9,8 @@ mod process;
 mod undo;
 mod version;
 
-use std::io::{self, IoSlice, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -24,6 +24,8 @@ pub use control::{Capabilities, Capability, Reply, Request};
 use inbox::Inbox;
 pub use process::{version_of_state, Process, Setup};
 pub use version::Version;
+
+use crate::watch::{Registrar, Watched};
 
 /// How long swtpm may take from its start to its first answers. It is slow under emulation.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -80,15 +82,25 @@ pub enum Event<'a> {
     Undone,
 }
 
-/// Where a [`Swtpm`] got readable.
+/// Where a [`Swtpm`] got readable: the code that it gives to its [`Registrar`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Source {
     /// The control socket.
-    Control,
+    Control = 1,
     /// The data socket.
-    Data,
+    Data = 2,
     /// The process's end.
-    Exit,
+    Exit = 3,
+}
+
+impl Source {
+    /// The source with this code.
+    pub fn from_code(code: u8) -> Option<Self> {
+        [Self::Control, Self::Data, Self::Exit]
+            .into_iter()
+            .find(|source| *source as u8 == code)
+    }
 }
 
 /// What the process is doing.
@@ -113,10 +125,10 @@ enum Phase {
 /// One swtpm.
 #[derive(Debug)]
 pub struct Swtpm {
-    process: Process,
+    process: Watched<Process>,
     version: Version,
-    control: UnixStream,
-    data: UnixStream,
+    control: Watched<UnixStream>,
+    data: Watched<UnixStream>,
     /// swtpm's end of `data`, until it has it.
     data_peer: Option<UnixStream>,
     capabilities: Capabilities,
@@ -136,7 +148,12 @@ pub struct Swtpm {
 impl Swtpm {
     /// Starts swtpm on a state folder. [`Event::Up`] comes later. Its own log lines go to stderr with
     /// this prefix, which has no commas in it.
-    pub fn spawn(version: Version, state: &Path, log_prefix: &str) -> Result<Self, Error> {
+    pub fn spawn(
+        version: Version,
+        state: &Path,
+        log_prefix: &str,
+        registrar: &Registrar,
+    ) -> Result<Self, Error> {
         let pair = || -> io::Result<_> {
             let (ours, peers) = UnixStream::pair()?;
             ours.set_nonblocking(true)?;
@@ -145,12 +162,14 @@ impl Swtpm {
         let (control, control_peer) = pair().map_err(Error::Spawn)?;
         let (data, data_peer) = pair().map_err(Error::Spawn)?;
         let process = process::spawn_swtpm(version, state, &control_peer, log_prefix)
+            .and_then(|process| registrar.add(Source::Exit as u8, process))
             .map_err(Error::Spawn)?;
+        let watched = |source, socket| registrar.add(source as u8, socket).map_err(Error::Spawn);
         let mut swtpm = Self {
             process,
             version,
-            control,
-            data,
+            control: watched(Source::Control, control)?,
+            data: watched(Source::Data, data)?,
             data_peer: Some(data_peer),
             capabilities: Capabilities::default(),
             phase: Phase::Starting(Request::GetCapability),
@@ -182,19 +201,6 @@ impl Swtpm {
         self.phase == Phase::Free
     }
 
-    /// Where to wait for something to read. What a process says that is being ended is of no
-    /// interest.
-    pub fn sources(&self) -> impl Iterator<Item = (Source, BorrowedFd<'_>)> {
-        let sources = [
-            (Source::Exit, self.process.as_fd()),
-            (Source::Control, self.control.as_fd()),
-            (Source::Data, self.data.as_fd()),
-        ];
-        let interesting = if self.is_ending() { 1 } else { sources.len() };
-
-        sources.into_iter().take(interesting)
-    }
-
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
         self.deadline
@@ -217,6 +223,16 @@ impl Swtpm {
         Ok(())
     }
 
+    /// The answer that was just given is in the guest's page, or was dropped: should the daemon die
+    /// from now on, no command is under way.
+    pub fn settled(&mut self) {}
+
+    /// Whether a former daemon died while a command was under way. Its answer was dropped: the guest's
+    /// page has to be abandoned, since what is in it may have been carried out.
+    pub fn was_interrupted(&self) -> bool {
+        false
+    }
+
     /// Undoes the command that was just answered, because nobody takes its answer. If there is
     /// something to undo, it is not free until [`Event::Undone`].
     pub fn undo(&mut self) -> Result<(), Error> {
@@ -230,6 +246,7 @@ impl Swtpm {
     /// Goes on after something got readable.
     pub fn on_ready(&mut self, source: Source) -> Result<Option<Event<'_>>, Error> {
         if self.is_ending() && source != Source::Exit {
+            self.overhear(source);
             return Ok(None);
         }
         match source {
@@ -275,14 +292,18 @@ impl Swtpm {
         }
     }
 
-    /// Closes its sockets and leaves the process alone, as the daemon's sudden end would.
-    pub fn abandon(self) -> Process {
-        self.process
-    }
-
     /// Whether [`shut_down`](Self::shut_down) was called.
     pub fn is_ending(&self) -> bool {
         matches!(self.phase, Phase::Ending(_))
+    }
+
+    /// What a process says that is being ended is of no interest, but would be readable for ever.
+    fn overhear(&mut self, source: Source) {
+        let socket = match source {
+            Source::Control => &mut self.control,
+            _ => &mut self.data,
+        };
+        let _ = socket.read(&mut [0; MAX_PACKET]);
     }
 
     fn end_by(&mut self, signal: Signal) {
@@ -413,7 +434,7 @@ impl Swtpm {
             ancillary.push(SendAncillaryMessage::ScmRights(fds));
         }
         let sent = sendmsg(
-            &self.control,
+            &*self.control,
             &[IoSlice::new(&message)],
             &mut ancillary,
             SendFlags::NOSIGNAL,

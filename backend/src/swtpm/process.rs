@@ -168,7 +168,7 @@ impl Setup {
     }
 
     /// Puts the state where it belongs, once swtpm_setup has ended well.
-    pub fn finish(self, status: ExitStatus) -> io::Result<()> {
+    pub fn finish(&self, status: ExitStatus) -> io::Result<()> {
         if !status.success() {
             fs::remove_dir_all(&self.unfinished)?;
             return Err(io::Error::other(format!("swtpm_setup failed ({status})")));

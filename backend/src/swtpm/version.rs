@@ -47,13 +47,13 @@ impl Version {
 }
 
 impl FromStr for Version {
-    type Err = ();
+    type Err = String;
 
-    fn from_str(s: &str) -> Result<Self, ()> {
+    fn from_str(s: &str) -> Result<Self, String> {
         Self::ALL
             .into_iter()
             .find(|version| version.to_string() == s)
-            .ok_or(())
+            .ok_or_else(|| format!("{s:?} is not a TPM version: 1.2 or 2.0 is expected"))
     }
 }
 
