@@ -2,6 +2,8 @@
 
 //! What the administrator decides: where the state is, and which TPM each vTPM is.
 
+mod file;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::DirBuilder;
@@ -10,7 +12,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use log::LevelFilter;
+
+pub use file::{load, parse, FileError};
+
 use crate::swtpm::{version_of_state, Version};
+
+/// Where the administrator's decisions are unless told otherwise.
+pub const CONFIG_FILE: &str = "/etc/xen-vtpmd.toml";
 
 /// Where the state is unless told otherwise.
 pub const STATE_DIR: &str = "/var/lib/xen-vtpmd";
@@ -36,7 +45,9 @@ impl FromStr for Uuid {
         };
         match s.len() == 36 && s.bytes().enumerate().all(fits) {
             true => Ok(Self(s.to_ascii_lowercase())),
-            false => Err(format!("{s:?} is not a uuid")),
+            false => Err(format!(
+                "{s:?} is not a uuid: 32 hex digits as 8-4-4-4-12 are expected"
+            )),
         }
     }
 }
@@ -79,6 +90,18 @@ pub enum OnDeath {
     Closed,
     /// It comes back at once, as a TPM that has just been started.
     Restart,
+}
+
+impl FromStr for OnDeath {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "closed" => Ok(Self::Closed),
+            "restart" => Ok(Self::Restart),
+            _ => Err(format!("{s:?}: \"closed\" or \"restart\" is expected")),
+        }
+    }
 }
 
 /// The administrator's decisions for one vTPM.
@@ -124,6 +147,8 @@ pub struct Config {
     /// The first of the user ids that vTPMs run as; `None` if they are to run as the caller, without
     /// isolation, as tests without privileges do.
     pub first_uid: Option<u32>,
+    /// How much is logged.
+    pub log_level: LevelFilter,
     /// For vTPMs without an entry of their own.
     pub policy: Policy,
     /// For certain vTPMs.
@@ -136,6 +161,7 @@ impl Default for Config {
             state_dir: PathBuf::from(STATE_DIR),
             run_dir: PathBuf::from(RUN_DIR),
             first_uid: Some(FIRST_UID),
+            log_level: LevelFilter::Info,
             policy: Policy::default(),
             vtpms: HashMap::new(),
         }

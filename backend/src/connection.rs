@@ -24,6 +24,24 @@ pub enum Error {
     Wait(#[from] io::Error),
 }
 
+/// What a look at the page came to. Where the guest had to be notified, it was.
+#[derive(Debug)]
+pub enum Found<'a> {
+    /// Nothing.
+    Nothing,
+    /// The guest has cancelled a command.
+    Cancelled,
+    /// A request was turned down.
+    Refused,
+    /// A command for the TPM.
+    Command {
+        /// From which locality, unchecked.
+        locality: u8,
+        /// The command.
+        packet: &'a [u8],
+    },
+}
+
 /// A mapped page and a bound event channel.
 #[derive(Debug)]
 pub struct Connection {
@@ -31,6 +49,8 @@ pub struct Connection {
     exchange: Exchange,
     page: GrantedPage,
     event: Watched<EventChannel>,
+    /// The page is left to the next daemon as it is.
+    left: bool,
 }
 
 impl Connection {
@@ -42,7 +62,22 @@ impl Connection {
             exchange: Exchange::new(),
             page: GrantedPage::map(id.domid, particulars.ring_ref)?,
             event: registrar.add(GUEST, EventChannel::bind(id.domid, particulars.port)?)?,
+            left: false,
         })
+    }
+
+    /// Goes on with a page that a former daemon had. If its command was `interrupted`, it is abandoned.
+    /// The guest is notified in any case: an event may have been lost.
+    pub fn resume(&mut self, interrupted: bool) -> Result<(), xen::Error> {
+        if interrupted {
+            self.exchange = Exchange::interrupted(&self.page);
+        }
+        self.event.notify()
+    }
+
+    /// Leaves the guest's page to the next daemon as it is.
+    pub fn leave(mut self) {
+        self.left = true;
     }
 
     /// Takes an event from the guest: true if there was one.
@@ -50,16 +85,24 @@ impl Connection {
         self.event.take_event()
     }
 
-    /// Looks at the page; if there is a command for the TPM, it is returned with its locality.
-    pub fn look(&mut self, tpm_is_free: bool) -> Result<Option<(u8, &[u8])>, xen::Error> {
+    /// Lets the next event come.
+    pub fn unmask(&self) -> Result<(), xen::Error> {
+        self.event.unmask()
+    }
+
+    /// Looks at the page.
+    pub fn look(&mut self, tpm_is_free: bool) -> Result<Found<'_>, xen::Error> {
         match self.exchange.look(&self.page, tpm_is_free) {
-            Look::Nothing => Ok(None),
-            Look::Notify => self.event.notify().map(|()| None),
+            Look::Nothing => Ok(Found::Nothing),
+            Look::Cancelled => self.event.notify().map(|()| Found::Cancelled),
             Look::Refused(why) => {
                 log::debug!("vtpm {}: request refused: {why:?}", self.id);
-                self.event.notify().map(|()| None)
+                self.event.notify().map(|()| Found::Refused)
             }
-            Look::Command { locality } => Ok(Some((locality, self.exchange.command()))),
+            Look::Command { locality } => Ok(Found::Command {
+                locality,
+                packet: self.exchange.command(),
+            }),
         }
     }
 
@@ -83,15 +126,10 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if self.exchange.abandon(&self.page) {
+        if !self.left && self.exchange.abandon(&self.page) {
             if let Err(e) = self.event.notify() {
                 log::debug!("vtpm {}: {e}", self.id);
             }
         }
-        let (commands, cancels) = self.exchange.counts();
-        log::info!(
-            "vtpm {}: disconnected after {commands} commands, {cancels} cancelled",
-            self.id
-        );
     }
 }

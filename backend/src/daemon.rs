@@ -10,21 +10,28 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use sd_notify::NotifyState;
+
 use crate::config::Config;
+use crate::control::{self, Request, Server};
 use crate::machine::Claims;
+use crate::status::Report;
 use crate::vtpm::{Host, Vtpm};
 use crate::watch::{Watched, Watcher};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, Id, NodeError, Paths};
 
-/// The token of the watch on all vTPMs. The others are [`Id`]s.
+/// The token of the watch on all vTPMs. The others are [`Id`]s, or theirs with a word after it.
 const ALL: &str = "all";
 
 /// How many watch events are taken in one turn.
 const EVENTS_A_TURN: usize = 64;
 
-/// How long the TPMs have to end when the daemon does.
+/// How long the TPMs have to end when they are to end with the daemon.
 const STOP_LIMIT: Duration = Duration::from_secs(12);
+
+/// How long running commands have when the daemon hands over to the next one.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
 
 /// What ends the daemon.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +42,9 @@ pub enum Error {
     /// The own domain is not known.
     #[error(transparent)]
     Node(#[from] NodeError),
+    /// Nobody could ask for anything, or another daemon is there.
+    #[error(transparent)]
+    Control(#[from] control::Error),
     /// Waiting failed.
     #[error("waiting for events: {0}")]
     Wait(#[from] io::Error),
@@ -44,20 +54,40 @@ pub enum Error {
 const DAEMON: u32 = 0;
 const STORE: u8 = 0;
 const SIGNAL: u8 = 1;
+const CONTROL: u8 = 2;
+
+/// How the daemon ends, and when at the latest.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    /// The TPMs stay, for the next daemon.
+    Leave(Instant),
+    /// The TPMs end.
+    Stop(Instant),
+}
+
+impl Ending {
+    fn limit(self) -> Instant {
+        match self {
+            Self::Leave(limit) | Self::Stop(limit) => limit,
+        }
+    }
+}
 
 /// The daemon.
 #[derive(Debug)]
 pub struct Daemon {
     host: Host,
-    own_domid: u16,
     base: String,
     vtpms: BTreeMap<Id, Vtpm>,
     /// Who is who in the watcher's events.
     owners: HashMap<u32, Id>,
     last_owner: u32,
     signals: Watched<UnixStream>,
+    control: Server,
     watcher: Watcher,
-    stopping: Option<Instant>,
+    ending: Option<Ending>,
+    /// How many vTPMs systemd was told of; `None` before the first look at xenstore.
+    told: Option<usize>,
 }
 
 impl Daemon {
@@ -65,6 +95,7 @@ impl Daemon {
     pub fn new(config: Config) -> Result<Self, Error> {
         let watcher = Watcher::new()?;
         let store = watcher.registrar(DAEMON).add(STORE, Store::open()?)?;
+        let control = Server::open(&config.run_dir, watcher.registrar(DAEMON), CONTROL)?;
         let own_domid = xenbus::own_domid(&store)?;
         let base = Paths::base(own_domid);
         let (signals, sender) = UnixStream::pair()?;
@@ -80,26 +111,31 @@ impl Daemon {
         Ok(Self {
             host: Host {
                 store,
+                own_domid,
                 config,
                 claims: Claims::default(),
+                leaving: false,
             },
-            own_domid,
             base,
             vtpms: BTreeMap::new(),
             owners: HashMap::new(),
             last_owner: DAEMON,
             signals: watcher.registrar(DAEMON).add(SIGNAL, signals)?,
+            control,
             watcher,
-            stopping: None,
+            ending: None,
+            told: None,
         })
     }
 
-    /// Runs until a signal ends it.
+    /// Runs until a signal or a request ends it.
     pub fn run(mut self) -> Result<(), Error> {
+        let mut timeout = -1;
         loop {
-            for (owner, code) in self.wait()? {
+            for (owner, code) in self.watcher.wait(timeout)? {
                 match (owner, code) {
                     (DAEMON, STORE) => self.on_store()?,
+                    (DAEMON, CONTROL) => self.on_control(),
                     (DAEMON, _) => self.on_signal(),
                     // It may be gone since the wait.
                     _ => {
@@ -109,57 +145,110 @@ impl Daemon {
                     }
                 }
             }
-            let now = Instant::now();
-            for id in self.ids(|vtpm| vtpm.deadline().is_some_and(|deadline| deadline <= now)) {
-                self.with(id, |vtpm, host| vtpm.on_deadline(host, now));
-            }
-            if self
-                .stopping
-                .is_some_and(|limit| limit <= now || !self.vtpms.values().any(Vtpm::is_running))
-            {
-                log::info!("ended");
+            // Reading the clock is slow under Xen: only if there is a deadline.
+            timeout = match self.deadline() {
+                None => -1,
+                Some(_) => self.on_time(Instant::now()),
+            };
+            if self.ending.is_some() && self.is_over() {
+                self.end();
                 return Ok(());
             }
         }
     }
 
-    /// Waits until something is readable or a deadline has passed.
-    fn wait(&self) -> io::Result<Vec<(u32, u8)>> {
-        let deadlines = self.vtpms.values().filter_map(Vtpm::deadline);
-        let deadline = deadlines.chain(self.stopping).min();
-        let timeout = deadline.map_or(-1, |deadline| {
-            // Rounded up: not to wake before the deadline, and go to sleep again for nothing.
-            let left = deadline.saturating_duration_since(Instant::now());
-            i32::try_from(left.as_millis()).map_or(i32::MAX, |ms| ms.saturating_add(1))
-        });
+    fn deadline(&self) -> Option<Instant> {
+        let vtpms = self.vtpms.values().filter_map(Vtpm::deadline);
+        let ending = self.ending.map(Ending::limit);
 
-        self.watcher.wait(timeout)
+        vtpms.chain(ending).chain(self.control.deadline()).min()
+    }
+
+    /// Does what is due; returns the milliseconds until something else is.
+    fn on_time(&mut self, now: Instant) -> i32 {
+        for id in self.ids(|vtpm| vtpm.deadline().is_some_and(|deadline| deadline <= now)) {
+            self.with(id, |vtpm, host| vtpm.on_deadline(host, now));
+        }
+        self.control.on_deadline(now);
+        self.deadline().map_or(-1, |deadline| {
+            // Rounded up: not to wake before the deadline, and go to sleep again for nothing.
+            let left = deadline.saturating_duration_since(now);
+            i32::try_from(left.as_millis()).map_or(i32::MAX, |ms| ms.saturating_add(1))
+        })
+    }
+
+    /// Whether nothing is left that the end has to wait for.
+    fn is_over(&mut self) -> bool {
+        match self.ending {
+            None => false,
+            Some(ending) if ending.limit() <= Instant::now() => true,
+            Some(Ending::Leave(_)) => !self.vtpms.values_mut().any(Vtpm::is_busy),
+            Some(Ending::Stop(_)) => !self.vtpms.values().any(Vtpm::is_running),
+        }
+    }
+
+    /// The daemon's last act.
+    fn end(mut self) {
+        if let Some(Ending::Leave(_)) = self.ending {
+            for (_, vtpm) in std::mem::take(&mut self.vtpms) {
+                vtpm.leave(&mut self.host);
+            }
+        }
+        log::info!("ended");
+        self.control.answer(&serde_json::json!({ "stopped": true }));
     }
 
     /// Takes watch events, and lets each vTPM that they are about look once.
     fn on_store(&mut self) -> Result<(), Error> {
-        let mut changed = BTreeSet::new();
+        let (mut changed, mut hints) = (BTreeSet::new(), BTreeSet::new());
+        let mut scanned = false;
 
         for _ in 0..EVENTS_A_TURN {
             let Some(event) = self.host.store.next_event()? else {
                 break;
             };
             if event.token != ALL {
-                changed.extend(self.vtpms.keys().filter(|id| id.to_string() == event.token));
+                let is = |name: String| name == event.token;
+                changed.extend(self.vtpms.keys().filter(|id| is(id.to_string())));
+                hints.extend(self.vtpms.keys().filter(|id| is(xenbus::save_token(**id))));
             } else if let Some(id) = Id::from_path(&self.base, &event.path) {
                 changed.insert(id);
-            } else {
+            } else if !scanned {
+                scanned = true;
                 changed.extend(self.vtpms.keys());
                 changed.extend(self.scan()?);
             }
         }
-        if self.stopping.is_none() {
-            for id in changed {
-                self.add(id);
-                self.with(id, Vtpm::evaluate);
-            }
+        if self.ending.is_some() {
+            return Ok(());
+        }
+        for id in hints {
+            self.with(id, |vtpm, _| vtpm.on_save_hint());
+        }
+        for id in changed {
+            self.add(id);
+            self.with(id, Vtpm::evaluate);
+        }
+        if scanned || self.told.is_some() {
+            self.tell_systemd();
         }
         Ok(())
+    }
+
+    /// The service is ready when what was there before it has been looked at.
+    fn tell_systemd(&mut self) {
+        let vtpms = self.vtpms.len();
+        if self.told == Some(vtpms) {
+            return;
+        }
+        let status = format!("{vtpms} vTPMs");
+        let mut state = vec![NotifyState::Status(&status)];
+        if self.told.is_none() {
+            // MERGE: here, once, swtpms are to be ended that records name and nobody took over.
+            state.push(NotifyState::Ready);
+        }
+        self.told = Some(vtpms);
+        notify(&state);
     }
 
     /// All vTPMs that are in xenstore.
@@ -182,13 +271,13 @@ impl Daemon {
         if self.vtpms.contains_key(&id) {
             return;
         }
-        let node = Paths::new(self.own_domid, id).backend("state");
+        let node = Paths::new(self.host.own_domid, id).backend("state");
         let vtpm = match self.host.store.read(&node) {
             Ok(None) => return,
             Ok(Some(_)) => {
                 self.last_owner += 1;
                 let registrar = self.watcher.registrar(self.last_owner);
-                Vtpm::new(&self.host, self.own_domid, id, registrar)
+                Vtpm::new(&self.host, id, registrar)
             }
             Err(e) => Err(e),
         };
@@ -216,7 +305,7 @@ impl Daemon {
                 self.owners.retain(|_, owned| *owned != id);
             }
         }
-        if was_running && !is_running && self.stopping.is_none() {
+        if was_running && !is_running && self.ending.is_none() {
             for vtpm in self.vtpms.values_mut().filter(|vtpm| vtpm.is_waiting()) {
                 vtpm.evaluate(&mut self.host);
             }
@@ -228,14 +317,49 @@ impl Daemon {
         chosen.map(|(id, _)| *id).collect()
     }
 
-    /// SIGTERM or SIGINT: closes every vTPM and waits for the TPMs to end, but not for ever.
+    /// SIGTERM or SIGINT: hands over to the next daemon.
     fn on_signal(&mut self) {
         // Emptied, since it only says that there was a signal.
         let _ = self.signals.read(&mut [0; 16]);
-        log::info!("ending, with {} vTPMs", self.vtpms.len());
-        self.stopping = Some(Instant::now() + STOP_LIMIT);
-        for id in self.ids(|_| true) {
-            self.with(id, |vtpm, host| vtpm.stop(host));
+        if self.ending.is_none() {
+            log::info!(
+                "ending; {} vTPMs stay for the next daemon",
+                self.vtpms.len()
+            );
+            notify(&[NotifyState::Stopping]);
+            self.host.leaving = true;
+            self.ending = Some(Ending::Leave(Instant::now() + LEAVE_LIMIT));
         }
+    }
+
+    /// A request from the command line, perhaps.
+    fn on_control(&mut self) {
+        match self.control.on_ready() {
+            None => (),
+            Some(Request::Status) => {
+                let report = Report {
+                    pid: std::process::id(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    vtpms: self.vtpms.values_mut().map(Vtpm::status).collect(),
+                };
+                self.control.answer(&report);
+            }
+            Some(Request::Stop) => {
+                log::info!("ending, with {} vTPMs", self.vtpms.len());
+                notify(&[NotifyState::Stopping]);
+                self.host.leaving = false;
+                self.ending = Some(Ending::Stop(Instant::now() + STOP_LIMIT));
+                for id in self.ids(|_| true) {
+                    self.with(id, |vtpm, host| vtpm.stop(host));
+                }
+            }
+        }
+    }
+}
+
+/// Tells systemd, if it is there.
+fn notify(state: &[NotifyState<'_>]) {
+    if let Err(e) = sd_notify::notify(false, state) {
+        log::debug!("systemd was not told: {e}");
     }
 }

@@ -12,9 +12,9 @@ use xen_tpm_protocol::{OutOfPage, Page};
 pub enum Look {
     /// Nothing to do.
     Nothing,
-    /// The guest has to be notified.
-    Notify,
-    /// The same, since a request was turned down.
+    /// The guest has cancelled a command, which is over now, and has to be notified.
+    Cancelled,
+    /// A request was turned down; the guest has to be notified.
     Refused(Refused),
     /// A command was taken, and waits in [`Exchange::command`]. It has to come to
     /// [`Exchange::answer`] or [`Exchange::abandon`].
@@ -42,8 +42,6 @@ pub struct Exchange {
     slot: Slot,
     command: Box<[u8; MAX_PACKET]>,
     len: usize,
-    commands: u64,
-    cancels: u64,
 }
 
 /// Who has the page.
@@ -66,12 +64,20 @@ impl Slot {
 impl Exchange {
     /// For a page that was just mapped. The first [`look`](Self::look) is due at once.
     pub fn new() -> Self {
+        Self::from(Vacant::mapped())
+    }
+
+    /// For a page whose command was lost, and may have been carried out: it is abandoned. The guest has
+    /// to be notified.
+    pub fn interrupted<P: Page>(page: &P) -> Self {
+        Self::from(Vacant::interrupted(page))
+    }
+
+    fn from(vacant: Vacant) -> Self {
         Self {
-            slot: Slot::Vacant(Vacant::mapped()),
+            slot: Slot::Vacant(vacant),
             command: Box::new([0; MAX_PACKET]),
             len: 0,
-            commands: 0,
-            cancels: 0,
         }
     }
 
@@ -82,21 +88,16 @@ impl Exchange {
     pub fn look<P: Page>(&mut self, page: &P, tpm_is_free: bool) -> Look {
         let (slot, look) = match self.slot.take() {
             Slot::Working(working) if working.is_cancelled(page) => {
-                self.cancels += 1;
-                (Slot::Vacant(working.abandon(page)), Look::Notify)
+                (Slot::Vacant(working.abandon(page)), Look::Cancelled)
             }
             Slot::Vacant(vacant) => match vacant.look(page) {
                 Wish::Nothing(vacant) => (Slot::Vacant(vacant), Look::Nothing),
-                Wish::CancelledNothing(vacant) => {
-                    self.cancels += 1;
-                    (Slot::Vacant(vacant), Look::Notify)
-                }
+                Wish::CancelledNothing(vacant) => (Slot::Vacant(vacant), Look::Cancelled),
                 Wish::Submitted(submitted) if !tpm_is_free => {
                     (Slot::Vacant(submitted.later()), Look::Nothing)
                 }
                 Wish::Submitted(submitted) => match submitted.take(page, &mut self.command[..]) {
                     Ok((working, Taken { length, locality })) => {
-                        self.commands += 1;
                         self.len = length;
                         (Slot::Working(working), Look::Command { locality })
                     }
@@ -147,11 +148,6 @@ impl Exchange {
                 false
             }
         }
-    }
-
-    /// How many commands were taken, and how many cancelled.
-    pub fn counts(&self) -> (u64, u64) {
-        (self.commands, self.cancels)
     }
 
     /// Commands have secrets in them.
@@ -274,7 +270,7 @@ mod tests {
 
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
         page.set(STATE, State::Cancel as u8);
-        assert_eq!(exchange.look(&page, false), Look::Notify);
+        assert_eq!(exchange.look(&page, false), Look::Cancelled);
         assert_eq!(page.state(), State::Idle as u8);
 
         submit(&page);
@@ -282,7 +278,6 @@ mod tests {
         assert_eq!(exchange.answer(&page, &ANSWER), Delivery::Dropped);
         assert_eq!(page.state(), State::Submit as u8);
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
-        assert_eq!(exchange.counts(), (2, 1));
     }
 
     #[test]
@@ -291,9 +286,8 @@ mod tests {
 
         assert_eq!(exchange.look(&page, false), Look::Nothing);
         page.set(STATE, State::Cancel as u8);
-        assert_eq!(exchange.look(&page, false), Look::Notify);
+        assert_eq!(exchange.look(&page, false), Look::Cancelled);
         assert_eq!(page.state(), State::Idle as u8);
-        assert_eq!(exchange.counts(), (0, 1));
     }
 
     #[test]
@@ -318,6 +312,18 @@ mod tests {
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
         assert_eq!(exchange.answer(&page, &[0; MAX_PACKET]), Delivery::TooLong);
         assert_eq!(page.state(), State::Idle as u8);
+    }
+
+    #[test]
+    fn what_was_interrupted_is_abandoned_and_nothing_else() {
+        for (before, after) in [(0, 0), (1, 0), (2, 2), (3, 0), (9, 9)] {
+            let page = submitted();
+            page.set(STATE, before);
+
+            let mut exchange = Exchange::interrupted(&page);
+            assert_eq!(page.state(), after);
+            assert_eq!(exchange.look(&page, true), Look::Nothing);
+        }
     }
 
     #[test]

@@ -7,11 +7,16 @@
 
 pub mod config;
 pub mod connection;
+pub mod control;
+pub mod counters;
 pub mod daemon;
 pub mod exchange;
 pub mod lifecycle;
 pub mod logger;
 pub mod machine;
+pub mod saving;
+pub mod status;
+pub mod storm;
 pub mod swtpm;
 pub mod vtpm;
 pub mod watch;

@@ -44,6 +44,8 @@ pub enum Step {
     Nothing,
     /// Start the TPM.
     Start,
+    /// Go on where a former daemon stopped.
+    TakeOver,
     /// Map the guest's page and go to Connected.
     Connect,
     /// Connect again if the guest has published new particulars; nothing if they are the old ones.
@@ -65,7 +67,7 @@ pub enum Step {
 /// Decides. [`Stage::Starting`] is left when the TPM is up, [`Stage::Failing`] and [`Stage::Leaving`]
 /// at the latest after a while; nothing else happens without a step from here.
 pub fn decide(stage: Stage, facts: Facts) -> Step {
-    use BusState::{Closed, Closing, Connected, Initialised, Initialising};
+    use BusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
 
     let Some(own) = facts.own else {
         return Step::Release;
@@ -81,7 +83,11 @@ pub fn decide(stage: Stage, facts: Facts) -> Step {
 
     match (stage, facts.frontend) {
         (Stage::New, _) if !facts.online => Step::Close,
-        (Stage::New, _) => Step::Start,
+        (Stage::New, _) => match own {
+            Initialising => Step::Start,
+            InitWait | Connected | Closing | Closed => Step::TakeOver,
+            _ => Step::Close,
+        },
 
         (Stage::Starting, _) => Step::Nothing,
 
@@ -277,6 +283,19 @@ mod tests {
             decide(Stage::Closed, offline(Closed, Closed)),
             Step::Nothing
         );
+    }
+
+    #[test]
+    fn what_a_former_daemon_left() {
+        for frontend in BusState::ALL {
+            let found = |facts| decide(Stage::New, facts);
+
+            assert_eq!(found(online(Initialising, frontend)), Step::Start);
+            for own in [InitWait, Connected, Closing, Closed] {
+                assert_eq!(found(online(own, frontend)), Step::TakeOver);
+                assert_eq!(found(offline(own, frontend)), Step::Close);
+            }
+        }
     }
 
     #[test]

@@ -8,21 +8,37 @@ use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use log::LevelFilter;
 
-use xen_vtpmd::config::{Config, Policy, Uuid};
+use xen_vtpmd::config::{self, Config, Uuid};
+use xen_vtpmd::control::{self, Request};
 use xen_vtpmd::daemon::Daemon;
 use xen_vtpmd::logger;
+use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::{Setup, Version};
+
+const AFTER_HELP: &str = "\
+Give a guest a TPM by a line in its xl configuration, with a uuid of its own (uuidgen makes one):
+  vtpm = ['backend=0,uuid=0f8fad5b-d9cb-469f-a165-70867728950e']
+
+Files:
+  /etc/xen-vtpmd.toml        what the administrator decides; see xen-vtpmd.toml(5)
+  /var/lib/xen-vtpmd/UUID/   the state of a vTPM
+  /run/xen-vtpmd/            the control socket, and which process is whose
+
+Signals: SIGTERM ends the daemon and leaves the TPMs of running guests to the next one.
+
+Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.";
 
 /// A vTPM backend for Xen guests, with one swtpm for each vTPM.
 #[derive(Parser)]
-#[command(name = "xen-vtpmd", version)]
+#[command(name = "xen-vtpmd", version, after_help = AFTER_HELP)]
 struct Args {
-    /// Where the state is, a folder for each vTPM
-    #[arg(long, global = true, default_value = xen_vtpmd::config::STATE_DIR)]
-    state_dir: PathBuf,
+    /// What the administrator decides [default: /etc/xen-vtpmd.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     task: Task,
 }
@@ -31,29 +47,37 @@ struct Args {
 enum Task {
     /// Serve this domain's vTPMs
     Run {
-        /// What a vTPM without state becomes: 1.2 or 2.0
-        #[arg(long, default_value = "2.0")]
-        default_version: Version,
-        /// What the vTPM with this uuid becomes or has to be: UUID=1.2
-        #[arg(long, value_parser = version_of)]
-        version: Vec<(Uuid, Version)>,
-        /// error, warn, info, debug or trace
-        #[arg(long, default_value = "info")]
-        log_level: LevelFilter,
+        /// error, warn, info, debug or trace [default: the configuration's, or info]
+        #[arg(long)]
+        log_level: Option<LevelFilter>,
     },
+    /// Show the daemon's vTPMs
+    Status {
+        /// Everything there is to know, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Close every vTPM and end all TPMs and the daemon; the guests lose their TPMs
+    Stop,
     /// Make the state of a vTPM beforehand
     CreateState {
         /// Of which vTPM
         uuid: Uuid,
-        /// 1.2 or 2.0
-        #[arg(long, default_value = "2.0")]
-        version: Version,
+        /// 1.2 or 2.0 [default: the configuration's]
+        #[arg(long)]
+        version: Option<Version>,
     },
-}
-
-fn version_of(given: &str) -> Result<(Uuid, Version), String> {
-    let (uuid, version) = given.split_once('=').ok_or("UUID=1.2 is expected")?;
-    Ok((uuid.parse()?, version.parse()?))
+    /// Say what is wrong with a configuration, with line and key
+    CheckConfig {
+        /// Which one [default: --config, or /etc/xen-vtpmd.toml]
+        file: Option<PathBuf>,
+    },
+    /// Print completions for a shell
+    #[command(hide = true)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
 }
 
 fn main() -> ExitCode {
@@ -66,31 +90,41 @@ fn main() -> ExitCode {
     }
 }
 
-fn perform(args: Args) -> Result<(), Box<dyn Error>> {
-    let mut config = Config {
-        state_dir: std::path::absolute(args.state_dir)?,
-        ..Config::default()
-    };
+/// The configuration; only the usual file may be missing.
+fn load(given: Option<PathBuf>) -> Result<Config, config::FileError> {
+    match given {
+        Some(path) => config::load(&path, false),
+        None => config::load(config::CONFIG_FILE.as_ref(), true),
+    }
+}
 
+fn perform(args: Args) -> Result<(), Box<dyn Error>> {
     match args.task {
-        Task::Run {
-            default_version,
-            version,
-            log_level,
-        } => {
-            logger::init(log_level);
-            config.policy.default_version = default_version;
-            for (uuid, version) in version {
-                let policy = Policy {
-                    version: Some(version),
-                    ..config.policy.clone()
-                };
-                config.vtpms.insert(uuid, policy);
-            }
+        Task::Run { log_level } => {
+            let config = load(args.config)?;
+            logger::init(log_level.unwrap_or(config.log_level));
             Daemon::new(config)?.run()?;
         }
+        Task::Status { json } => {
+            let answer = control::ask(&load(args.config)?.run_dir, Request::Status)?;
+            if json {
+                println!("{answer}");
+            } else {
+                let report: Report = serde_json::from_str(&answer)?;
+                print!("{}", report.table());
+            }
+        }
+        Task::Stop => {
+            let config = load(args.config)?;
+            match control::ask(&config.run_dir, Request::Stop) {
+                // MERGE: record::end_all(&config), for what a daemon left that is gone.
+                Err(control::Error::NoDaemon(_)) => (),
+                answer => drop(answer?),
+            }
+        }
         Task::CreateState { uuid, version } => {
-            let state = config.state(&uuid, Some(version))?;
+            let config = load(args.config)?;
+            let state = config.state(&uuid, version)?;
             if state.exists {
                 let path = state.path.display();
                 return Err(format!("{path} has the state of a TPM already").into());
@@ -98,6 +132,16 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
             let mut setup = Setup::spawn(state.version, &state.path)?;
             let status = setup.process().wait()?;
             setup.finish(status)?;
+        }
+        Task::CheckConfig { file } => {
+            let given = file.or(args.config);
+            let path = given.clone().unwrap_or(config::CONFIG_FILE.into());
+            load(given)?;
+            println!("{}: fine", path.display());
+        }
+        Task::Completions { shell } => {
+            let mut command = Args::command();
+            clap_complete::generate(shell, &mut command, "xen-vtpmd", &mut std::io::stdout());
         }
     }
     Ok(())

@@ -1,18 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One vTPM: carries out what [`lifecycle`](crate::lifecycle) decides, and passes commands between
-//! the guest's page and swtpm.
+//! One vTPM's life: carries out what [`lifecycle`](crate::lifecycle) decides.
+
+mod end;
+mod serve;
 
 use std::io;
 use std::time::{Duration, Instant};
 
+use log::Level;
 use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_FEATURE};
 
-use crate::config::Config;
+use crate::config::{Config, Policy, Uuid};
 use crate::connection::{self, Connection};
+use crate::counters::Counters;
 use crate::lifecycle::{decide, Facts, Stage, Step};
-use crate::machine::{self, Claims, End, Machine};
-use crate::swtpm::{self, Event};
+use crate::logger::Limited;
+use crate::machine::{self, Claims, Machine};
+use crate::saving::Saving;
+use crate::status::{self, LastError};
+use crate::storm::Storm;
+use crate::swtpm;
 use crate::watch::{Registrar, Watched};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, BusState, Id, NodeError, Particulars, Paths};
@@ -21,15 +29,19 @@ use crate::xenbus::{self, BusState, Id, NodeError, Particulars, Paths};
 /// after it was written.
 const INIT_WAIT: Duration = Duration::from_millis(300);
 
+/// How long the TPM of a new vTPM may take. libxl gives up after ten seconds; before that there is to be
+/// a reason.
+const START_LIMIT: Duration = Duration::from_secs(9);
+
 /// How long a guest has to follow when its TPM is lost.
 const FAIL_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a TPM that died is not started again: a guest that kills its TPM is not to keep us busy.
+const REVIVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long a guest has to close when the toolstack takes its vTPM away. A guest that is being
 /// destroyed never does.
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
-
-/// The highest locality there is.
-const MAX_LOCALITY: u8 = 4;
 
 /// Why a vTPM, or a guest's connection to it, cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +58,12 @@ pub enum Failure {
     /// There is no TPM.
     #[error(transparent)]
     Machine(#[from] machine::Error),
+    /// The toolstack waits no longer.
+    #[error("no TPM after {} s, and the toolstack waits for 10 s: try again, state that is being made is finished meanwhile", START_LIMIT.as_secs())]
+    Slow,
+    /// The TPM of a guest that is running has ended.
+    #[error("the TPM ended while no daemon ran")]
+    Gone,
 }
 
 impl From<swtpm::Error> for Failure {
@@ -59,10 +77,14 @@ impl From<swtpm::Error> for Failure {
 pub struct Host {
     /// The connection to xenstored.
     pub store: Watched<Store>,
+    /// The own domain.
+    pub own_domid: u16,
     /// The administrator's decisions.
     pub config: Config,
     /// Who has which state.
     pub claims: Claims,
+    /// The daemon hands over to the next one: no new command is taken.
+    pub leaving: bool,
 }
 
 /// One vTPM.
@@ -73,24 +95,38 @@ pub struct Vtpm {
     stage: Stage,
     registrar: Registrar,
     machine: Machine,
+    /// Whose state it has, and what the administrator says about it; once that is known.
+    uuid: Option<Uuid>,
+    policy: Policy,
+    /// The TPM that is coming up was left by a former daemon.
+    taken_over: bool,
+    /// The guest's page, too, was a former daemon's.
+    resumes: bool,
     connection: Option<Connection>,
     /// The particulars of the last attempt to connect, so that it is not repeated.
     tried: Option<Particulars>,
-    /// When the stage ends that ends by time: showing InitWait, failing, leaving.
+    /// When the stage ends that ends by time: starting, showing InitWait, failing, leaving, and being
+    /// closed if the TPM is to come back.
     deadline: Option<Instant>,
+    /// When the guest, which sent events for nothing, can send the next.
+    unmask_at: Option<Instant>,
+    storm: Storm,
+    saving: Saving,
+    counters: Counters,
+    last_error: Option<LastError>,
+    /// For what the guest can cause.
+    limited: Limited,
 }
 
 impl Vtpm {
     /// A vTPM that was found in xenstore.
-    pub fn new(
-        host: &Host,
-        own_domid: u16,
-        id: Id,
-        registrar: Registrar,
-    ) -> Result<Self, xen::Error> {
-        let paths = Paths::new(own_domid, id);
+    pub fn new(host: &Host, id: Id, registrar: Registrar) -> Result<Self, xen::Error> {
+        let paths = Paths::new(host.own_domid, id);
         host.store
             .watch(&paths.frontend("state"), &id.to_string())?;
+        if let Some((node, token)) = save_watch(host, id) {
+            host.store.watch(&node, &token)?;
+        }
 
         Ok(Self {
             id,
@@ -98,9 +134,19 @@ impl Vtpm {
             stage: Stage::New,
             machine: Machine::new(id, registrar.clone()),
             registrar,
+            uuid: None,
+            policy: Policy::default(),
+            taken_over: false,
+            resumes: false,
             connection: None,
             tried: None,
             deadline: None,
+            unmask_at: None,
+            storm: Storm::default(),
+            saving: Saving::new(id.domid),
+            counters: Counters::default(),
+            last_error: None,
+            limited: Limited::default(),
         })
     }
 
@@ -123,19 +169,26 @@ impl Vtpm {
 
     /// Takes back what [`new`](Self::new) asked xenstored for.
     pub fn forget(self, host: &Host) {
-        let node = self.paths.frontend("state");
-        if let Err(e) = host.store.unwatch(&node, &self.id.to_string()) {
-            log::debug!("vtpm {}: {e}", self.id);
+        let state = (self.paths.frontend("state"), self.id.to_string());
+        for (node, token) in [Some(state), save_watch(host, self.id)].iter().flatten() {
+            if let Err(e) = host.store.unwatch(node, token) {
+                log::debug!("vtpm {}: {e}", self.id);
+            }
         }
         log::debug!("vtpm {}: gone", self.id);
     }
 
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        [self.deadline, self.machine.deadline()]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.deadline,
+            self.unmask_at,
+            self.saving.deadline(),
+            self.machine.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Goes on after something got readable: what the code says that it was registered with.
@@ -158,16 +211,33 @@ impl Vtpm {
 
     /// Goes on after [`deadline`](Self::deadline) has passed.
     pub fn on_deadline(&mut self, host: &mut Host, now: Instant) {
+        self.saving.look(now);
         if let Err(e) = self.machine.on_deadline(now) {
             self.fail(host, &e.into());
+        }
+        if self.unmask_at.is_some_and(|time| time <= now) {
+            self.unmask(host);
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
             match self.stage {
-                Stage::Failing | Stage::Leaving => self.close(host),
+                Stage::Starting => self.fail(host, &Failure::Slow),
+                Stage::Failing => self.close_lost(host),
+                Stage::Leaving => self.close(host),
+                Stage::Closed => {
+                    if let Err(failure) = self.start(host) {
+                        self.fail(host, &failure);
+                    }
+                }
                 _ => self.evaluate(host),
             }
         }
+    }
+
+    /// The node changed by which a toolstack asks the guest to end, or to be saved. The guest can write
+    /// it as well.
+    pub fn on_save_hint(&mut self) {
+        self.saving.hint();
     }
 
     /// Compares xenstore with the own stage, and takes the step that follows.
@@ -175,18 +245,27 @@ impl Vtpm {
         let done = self.facts(host).map_err(Failure::from).and_then(|facts| {
             let step = decide(self.stage, facts);
             log::trace!("vtpm {}: {:?}, {facts:?}: {step:?}", self.id, self.stage);
-            self.take(host, step)
+            self.take(host, facts, step)
         });
         if let Err(failure) = done {
             self.fail(host, &failure);
         }
     }
 
-    /// Ends the vTPM because the daemon ends.
-    pub fn stop(&mut self, host: &mut Host) {
-        if self.stage != Stage::Closed {
-            self.close(host);
+    /// What `xen-vtpmd status` shows of it.
+    pub fn status(&mut self) -> status::Vtpm {
+        let swtpm = self.machine.swtpm();
+        status::Vtpm {
+            domid: self.id.domid,
+            devid: self.id.devid,
+            uuid: self.uuid.as_ref().map(Uuid::to_string),
+            version: swtpm.as_ref().map(|swtpm| swtpm.version().to_string()),
+            state: format!("{:?}", self.stage).to_lowercase(),
+            pid: swtpm.map(|swtpm| swtpm.id()),
+            last_error: self.last_error.clone(),
+            ..status::Vtpm::default()
         }
+        .count(&self.counters)
     }
 
     fn facts(&self, host: &Host) -> Result<Facts, xen::Error> {
@@ -205,41 +284,55 @@ impl Vtpm {
         })
     }
 
-    fn take(&mut self, host: &mut Host, step: Step) -> Result<(), Failure> {
+    fn take(&mut self, host: &mut Host, facts: Facts, step: Step) -> Result<(), Failure> {
         match step {
-            Step::Nothing if self.stage == Stage::Starting => self.start(host),
-            Step::Nothing => Ok(()),
-            Step::Start => self.start(host),
+            Step::Nothing if self.stage == Stage::Starting => self.start(host)?,
+            Step::Nothing => (),
+            Step::Start => {
+                self.deadline = Some(Instant::now() + START_LIMIT);
+                self.start(host)?;
+            }
+            Step::TakeOver => self.take_over(host, facts)?,
             // InitWait is still to be shown for a while.
-            Step::Connect if self.deadline.is_some() => Ok(()),
-            Step::Connect | Step::Recheck => self.connect(host),
+            Step::Connect if self.deadline.is_some() => (),
+            Step::Connect | Step::Recheck => self.connect(host)?,
             Step::FollowClosing => {
                 self.stage = Stage::Closing;
-                self.show(host, BusState::Closing)
+                self.show(host, BusState::Closing)?;
             }
             Step::WaitAgain => {
                 self.disconnect();
                 self.stage = Stage::Waiting;
-                self.show(host, BusState::InitWait)
+                self.show(host, BusState::InitWait)?;
             }
             Step::Leave => {
                 self.stage = Stage::Leaving;
                 self.deadline = Some(Instant::now() + LEAVE_LIMIT);
-                Ok(())
             }
-            Step::Close => {
-                self.close(host);
-                Ok(())
-            }
-            Step::Release => {
-                self.release(host);
-                Ok(())
-            }
+            Step::Close if self.stage == Stage::Failing && facts.online => self.close_lost(host),
+            Step::Close => self.close(host),
+            Step::Release => self.release(host),
             Step::Restart => {
                 self.release(host);
-                self.start(host)
+                self.deadline = Some(Instant::now() + START_LIMIT);
+                self.start(host)?;
             }
         }
+        if self.stage == Stage::Closed && !facts.online {
+            self.clean_up(host);
+        }
+        Ok(())
+    }
+
+    /// Reads who it is, and what the administrator says about that.
+    fn identify(&mut self, host: &Host) -> Result<Uuid, Failure> {
+        self.paths.check_frontend(&host.store, self.id)?;
+        let node = self.paths.backend("uuid");
+        let uuid: Uuid = xenbus::read_as(&host.store, &node, "a uuid", |uuid| uuid.parse().ok())?;
+
+        self.policy = host.config.policy(&uuid).clone();
+        self.uuid = Some(uuid.clone());
+        Ok(uuid)
     }
 
     /// Starts the TPM, or goes on waiting for what it has to wait for.
@@ -248,9 +341,7 @@ impl Vtpm {
         if self.is_running() {
             return Ok(());
         }
-        self.paths.check_frontend(&host.store, self.id)?;
-        let node = self.paths.backend("uuid");
-        let uuid = xenbus::read_as(&host.store, &node, "a uuid", |uuid| uuid.parse().ok())?;
+        let uuid = self.identify(host)?;
         let node = self.paths.backend("tpm-version");
         let asked = match host.store.read(&node)? {
             None => None,
@@ -265,17 +356,52 @@ impl Vtpm {
             .start(&mut host.claims, &host.config, uuid, asked)?)
     }
 
+    /// Goes on where a former daemon stopped, if the TPM is still there. A fresh one does not take the
+    /// place of the one that a running guest had, unless the administrator says so.
+    fn take_over(&mut self, host: &mut Host, facts: Facts) -> Result<(), Failure> {
+        use BusState::{Closed, Closing, Connected, Initialised};
+
+        let uuid = self.identify(host)?;
+        let guest = matches!(facts.frontend, Some(Initialised | Connected | Closing));
+        self.stage = Stage::Starting;
+        if self
+            .machine
+            .take_over(&mut host.claims, &host.config, &uuid)?
+        {
+            self.taken_over = true;
+            return Ok(());
+        }
+        match facts.own {
+            Some(Connected | Closing) if guest => {
+                self.lost(host, &Failure::Gone);
+                Ok(())
+            }
+            Some(Closed) => {
+                log::warn!("vtpm {}: was closed by a former daemon", self.id);
+                self.close_lost(host);
+                Ok(())
+            }
+            _ => self.start(host),
+        }
+    }
+
     /// The TPM takes commands: tells the toolstack and the guest.
     fn up(&mut self, host: &mut Host) -> Result<(), Failure> {
-        let Facts { own, frontend, .. } = self.facts(host)?;
-        let published = matches!(frontend, Some(BusState::Initialised | BusState::Connected));
+        let own = self.facts(host)?.own;
 
         host.store.remove(&self.paths.error())?;
         host.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
+        self.deadline = None;
         self.stage = Stage::Waiting;
-        if own == Some(BusState::Connected) && published {
-            log::info!("vtpm {}: up, takes over a guest", self.id);
+        if std::mem::take(&mut self.taken_over) {
+            log::info!("vtpm {}: taken over", self.id);
+            match own {
+                Some(BusState::Connected) => self.stage = Stage::Connected,
+                Some(BusState::Closing) => self.stage = Stage::Closing,
+                _ => (),
+            }
+            self.resumes = self.stage != Stage::Waiting;
         } else {
             log::info!("vtpm {}: up", self.id);
             self.deadline = Some(Instant::now() + INIT_WAIT);
@@ -290,7 +416,7 @@ impl Vtpm {
         let particulars = match Particulars::read(&host.store, &self.paths) {
             Ok(particulars) if self.tried == Some(particulars) => return Ok(()),
             Ok(particulars) => particulars,
-            Err(e) if self.stage == Stage::Waiting => {
+            Err(e) if self.stage == Stage::Waiting || self.resumes => {
                 self.refuse(host, &e.into());
                 return Ok(());
             }
@@ -300,167 +426,50 @@ impl Vtpm {
                 return Ok(());
             }
         };
-        let Particulars { ring_ref, port } = particulars;
 
         self.disconnect();
         self.tried = Some(particulars);
-        match Connection::open(self.id, particulars, &self.registrar) {
-            Ok(connection) => {
-                log::info!("vtpm {}: connected, grant {ring_ref}, port {port}", self.id);
-                self.connection = Some(connection);
-                self.stage = Stage::Connected;
+        match self.open(particulars) {
+            Ok(()) => {
                 host.store.remove(&self.paths.error())?;
                 self.show(host, BusState::Connected)?;
-                self.pump(host)
+                self.pump(host, None).map(drop)
             }
-            Err(e) => {
-                self.refuse(host, &e.into());
+            Err(failure) => {
+                self.refuse(host, &failure);
                 Ok(())
             }
         }
     }
 
-    /// The guest has sent an event, perhaps.
-    fn on_guest(&mut self, host: &mut Host) -> Result<(), Failure> {
-        match self.connection.as_ref().map(Connection::take_event) {
-            Some(Ok(true)) => self.pump(host),
-            Some(Err(e)) => {
-                self.refuse(host, &e.into());
-                Ok(())
-            }
-            Some(Ok(false)) | None => Ok(()),
-        }
-    }
+    fn open(&mut self, particulars: Particulars) -> Result<(), Failure> {
+        let Particulars { ring_ref, port } = particulars;
+        let mut connection = Connection::open(self.id, particulars, &self.registrar)?;
 
-    /// swtpm has something to say.
-    fn on_swtpm(&mut self, host: &mut Host, source: swtpm::Source) -> Result<(), Failure> {
-        let Some(swtpm) = self.machine.swtpm() else {
-            return Ok(());
-        };
-        let bad_locality = swtpm.version().bad_locality();
-        let (pid, ending) = (swtpm.id(), swtpm.is_ending());
-
-        let answer = match swtpm.on_ready(source) {
-            Ok(None) => return Ok(()),
-            Ok(Some(Event::Up)) => return self.up(host),
-            Ok(Some(Event::Answer(answer))) => answer,
-            Ok(Some(Event::LocalityRefused(_))) => &bad_locality,
-            Ok(Some(Event::Undone)) => return self.pump(host),
-            Err(e) => {
-                let expected = ending && matches!(e, swtpm::Error::Ended(_));
-                if let swtpm::Error::Ended(status) = &e {
-                    log::info!("vtpm {}: swtpm {pid} ended ({status})", self.id);
-                    self.machine.ended(&mut host.claims);
-                }
-                return if expected { Ok(()) } else { Err(e.into()) };
-            }
-        };
-        let delivered = match &mut self.connection {
-            Some(connection) => connection.answer(answer),
-            None => Ok(false),
-        };
-        match (delivered, self.machine.swtpm()) {
-            (Ok(false), Some(swtpm)) => swtpm.undo()?,
-            (Ok(_), _) => (),
-            (Err(e), _) => self.refuse(host, &e.into()),
+        if std::mem::take(&mut self.resumes) {
+            let interrupted = self
+                .machine
+                .swtpm()
+                .is_some_and(|tpm| tpm.was_interrupted());
+            connection.resume(interrupted)?;
         }
-        self.pump(host)
-    }
-
-    /// Looks at the page once, and passes on what is there.
-    fn pump(&mut self, host: &mut Host) -> Result<(), Failure> {
-        let (Some(connection), Some(swtpm)) = (&mut self.connection, self.machine.swtpm()) else {
-            return Ok(());
-        };
-        let done = match connection.look(swtpm.is_free()) {
-            Ok(Some((locality, command))) if locality <= MAX_LOCALITY => {
-                return Ok(swtpm.submit(locality, command)?);
-            }
-            Ok(Some((locality, _))) => {
-                log::debug!("vtpm {}: locality {locality} refused", self.id);
-                let answer = swtpm.version().bad_locality();
-                connection.answer(&answer).map(drop)
-            }
-            Ok(None) => Ok(()),
-            Err(e) => Err(e),
-        };
-        if let Err(e) = done {
-            self.refuse(host, &e.into());
-        }
+        self.say(
+            Level::Info,
+            format_args!("connected, grant {ring_ref}, port {port}"),
+        );
+        self.connection = Some(connection);
+        self.counters.connections += 1;
+        self.stage = Stage::Connected;
         Ok(())
     }
 
-    /// The connection to the guest cannot be. The TPM stays, for a better one.
-    fn refuse(&mut self, host: &Host, failure: &Failure) {
-        self.report(host, failure);
-        self.connection = None;
-        self.stage = Stage::Closing;
-        self.show_or_log(host, BusState::Closing);
+    /// Logs what the guest can cause.
+    fn say(&mut self, level: Level, line: std::fmt::Arguments<'_>) {
+        self.limited.log(level, self.id, line);
     }
+}
 
-    /// The TPM cannot be. A guest that is connected is told to close first.
-    fn fail(&mut self, host: &mut Host, failure: &Failure) {
-        if self.stage == Stage::Closed {
-            log::warn!("vtpm {}: {failure}", self.id);
-            return self.machine.end(&mut host.claims, End::Off);
-        }
-        self.report(host, failure);
-        if self.connection.is_none() {
-            return self.close(host);
-        }
-        log::error!(
-            "vtpm {}: TPM lost, closed until the guest restarts",
-            self.id
-        );
-        self.disconnect();
-        self.machine.end(&mut host.claims, End::Off);
-        self.stage = Stage::Failing;
-        self.deadline = Some(Instant::now() + FAIL_LIMIT);
-        self.show_or_log(host, BusState::Closing);
-    }
-
-    /// Leaves the reason of a failure in the log, and where xenbus tools look for it.
-    fn report(&self, host: &Host, failure: &Failure) {
-        log::error!("vtpm {}: {failure}", self.id);
-        if let Err(e) = host.store.write(&self.paths.error(), &failure.to_string()) {
-            log::warn!("vtpm {}: {e}", self.id);
-        }
-    }
-
-    fn disconnect(&mut self) {
-        self.connection = None;
-        self.tried = None;
-    }
-
-    /// Lets go of everything and shows Closed.
-    fn close(&mut self, host: &mut Host) {
-        self.release(host);
-        self.show_or_log(host, BusState::Closed);
-    }
-
-    /// Lets go of everything.
-    fn release(&mut self, host: &mut Host) {
-        self.disconnect();
-        self.deadline = None;
-        self.stage = Stage::Closed;
-        self.machine.end(&mut host.claims, End::Off);
-    }
-
-    /// Shows a state to the guest and the toolstack.
-    fn show(&self, host: &Host, state: BusState) -> Result<(), Failure> {
-        let node = self.paths.backend("state");
-        log::debug!("vtpm {}: {state:?}", self.id);
-
-        // Not into a folder that was removed meanwhile: that would make half a vTPM.
-        match host.store.read(&node)? {
-            Some(_) => Ok(host.store.write(&node, &state.to_string())?),
-            None => Ok(()),
-        }
-    }
-
-    fn show_or_log(&self, host: &Host, state: BusState) {
-        if let Err(e) = self.show(host, state) {
-            log::warn!("vtpm {}: {e}", self.id);
-        }
-    }
+/// The watch for [`Vtpm::on_save_hint`]. Dom0 sees it, and saves guests; a driver domain does neither.
+fn save_watch(host: &Host, id: Id) -> Option<(String, String)> {
+    (host.own_domid == 0).then(|| (xenbus::shutdown_node(id), xenbus::save_token(id)))
 }

@@ -66,10 +66,19 @@ impl Watcher {
 }
 
 impl Registrar {
-    /// Puts something in.
+    /// Puts something in, to be told when it is readable.
     pub fn add<T: AsFd>(&self, code: u8, inner: T) -> io::Result<Watched<T>> {
-        let key = u64::from(self.owner) << 8 | u64::from(code);
-        epoll::add(&self.epoll, &inner, EventData::new_u64(key), EventFlags::IN)?;
+        self.add_for(EventFlags::IN, code, inner)
+    }
+
+    /// Puts something in, to be told when it is writable.
+    pub fn add_writable<T: AsFd>(&self, code: u8, inner: T) -> io::Result<Watched<T>> {
+        self.add_for(EventFlags::OUT, code, inner)
+    }
+
+    fn add_for<T: AsFd>(&self, what: EventFlags, code: u8, inner: T) -> io::Result<Watched<T>> {
+        let key = (u64::from(self.owner) << 8) | u64::from(code);
+        epoll::add(&self.epoll, &inner, EventData::new_u64(key), what)?;
 
         Ok(Watched {
             epoll: self.epoll.clone(),
@@ -105,6 +114,26 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+
+    #[test]
+    fn those_that_always_have_something_take_turns() {
+        let watcher = Watcher::new().unwrap();
+        let all: Vec<_> = (1..=AT_ONCE as u32 + 1)
+            .map(|owner| {
+                let (mut a, b) = UnixStream::pair().unwrap();
+                a.write_all(b"x").unwrap();
+                (a, watcher.registrar(owner).add(0, b).unwrap())
+            })
+            .collect();
+
+        let mut turns = vec![0; all.len()];
+        for _ in 0..all.len() {
+            for (owner, _) in watcher.wait(1000).unwrap() {
+                turns[owner as usize - 1] += 1;
+            }
+        }
+        assert_eq!(turns, vec![AT_ONCE; all.len()]);
+    }
 
     #[test]
     fn who_got_readable() {

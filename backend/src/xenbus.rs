@@ -160,6 +160,16 @@ impl fmt::Display for Id {
     }
 }
 
+/// The node by which a toolstack asks a guest to end, or to be saved. The guest may write it too.
+pub fn shutdown_node(id: Id) -> String {
+    format!("/local/domain/{}/control/shutdown", id.domid)
+}
+
+/// The token of a vTPM's watch on that node.
+pub fn save_token(id: Id) -> String {
+    format!("{id} save")
+}
+
 /// Where the nodes of one vTPM are.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -192,6 +202,17 @@ impl Paths {
     /// A node of the guest's.
     pub fn frontend(&self, node: &str) -> String {
         format!("{}/{node}", self.frontend)
+    }
+
+    /// The folder with our nodes.
+    pub fn backend_folder(&self) -> String {
+        self.backend.clone()
+    }
+
+    /// The folder with the folders of all vTPMs of this guest.
+    pub fn guests_folder(&self) -> String {
+        let end = self.backend.rfind('/').unwrap_or(self.backend.len());
+        self.backend[..end].to_owned()
     }
 
     /// Where the reason of a failure goes.
@@ -277,6 +298,7 @@ mod tests {
             paths.backend("state"),
             "/local/domain/5/backend/vtpm/7/1/state"
         );
+        assert_eq!(paths.guests_folder(), "/local/domain/5/backend/vtpm/7");
         assert_eq!(
             paths.frontend("state"),
             "/local/domain/7/device/vtpm/1/state"

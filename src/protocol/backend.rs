@@ -86,6 +86,15 @@ impl Vacant {
         Self(())
     }
 
+    /// For a page whose command was lost with whoever worked on it: it is abandoned, since it may have
+    /// been carried out. The frontend has to be notified.
+    pub fn interrupted<P: Page>(page: &P) -> Self {
+        if let Some(State::Submit | State::Cancel) = State::from_wire(page.state()) {
+            page.set_state(State::Idle as u8);
+        }
+        Self(())
+    }
+
     /// Looks at what the frontend wants.
     pub fn look<P: Page>(self, page: &P) -> Wish {
         match State::from_wire(page.state()) {

@@ -27,7 +27,6 @@ class Bed:
         self.kernel = kernel
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
-        self._backend = None
         self._uuids = 0
 
     def vtpm(self, version="2.0", key=True):
@@ -45,8 +44,9 @@ class Bed:
         image.write(f"{images}/guest.cpio")
         return f"{images}/guest.cpio"
 
-    def boot(self, vtpms, cpus=1, options=""):
-        """Boots Xen and dom0, and starts the backend; it knows the versions of `vtpms`."""
+    def boot(self, vtpms, cpus=1, options="", config="", dom0_memory=1024):
+        """Boots Xen and dom0, and starts the backend; it knows the versions of `vtpms`. `config` is more of its
+        configuration, for all of them."""
         dom0 = content.dom0_image(content.Modules(self.kernel.modules), build.backend_path())
         dom0.file("/boot/guest.cpio", self.write_guest_image())
         images = f"{self.work}-images"
@@ -55,21 +55,21 @@ class Bed:
         dom0.file("/boot/vmlinux", self.kernel.vmlinux)
         dom0.write(f"{images}/dom0.cpio")
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{images}/dom0.cpio",
-                               cpus=cpus, options=options)
+                               cpus=cpus, options=options, dom0_memory=dom0_memory)
         seconds = self.machine.start()
-        versions = " ".join(f"--version {vtpm.uuid}={vtpm.version}" for vtpm in vtpms)
-        self._backend = f"xen-vtpmd run --state-dir /var/lib/xen-vtpmd --default-version 2.0 {versions}"
+        versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n' for vtpm in vtpms)
+        self.machine.must(f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd check-config")
         self.start_backend()
         return seconds
 
     def start_backend(self):
         """Starts the backend in dom0."""
-        self.machine.must(f"{self._backend} >>/host/xen-vtpmd.log 2>&1 & "
+        self.machine.must("xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & "
                           "echo $! >/run/xen-vtpmd.pid; sleep 1; kill -0 $!")
 
-    def stop_backend(self, with_signal="TERM"):
-        """Ends the backend, and waits until it is gone."""
-        self.machine.must(f"pid=$(cat /run/xen-vtpmd.pid); kill -{with_signal} $pid; "
+    def stop_backend(self, how="xen-vtpmd stop"):
+        """Ends the backend, and waits until it is gone; `how` may use $pid, its process."""
+        self.machine.must(f"pid=$(cat /run/xen-vtpmd.pid); {how}; "
                           "timeout 30 sh -c \"while kill -0 $pid 2>/dev/null; do sleep 0.1; done\"", 60)
 
     def record(self, name, function, *arguments):

@@ -86,22 +86,28 @@ impl EventChannel {
         self.check("notifying through event channel", r)
     }
 
-    /// Takes a pending event, without waiting for one, and lets the next one come. True if there
-    /// was one. What the other domain did before it sent the event is to be looked at afterwards.
+    /// Takes a pending event, without waiting for one. True if there was one. The next one can come
+    /// after [`unmask`](Self::unmask), and is not lost if it is sent before.
     pub fn take_event(&self) -> Result<bool, Error> {
         // SAFETY: The handle is open by the type invariant.
         let port = unsafe { sys::xenevtchn_pending(self.handle.as_ptr()) };
 
-        if port < 0 {
-            let error = Error::last("reading from event channel", self.port);
-            return match error.kind() {
-                io::ErrorKind::WouldBlock => Ok(false),
-                _ => Err(error),
-            };
+        if port >= 0 {
+            return Ok(true);
         }
+        let error = Error::last("reading from event channel", self.port);
+        match error.kind() {
+            io::ErrorKind::WouldBlock => Ok(false),
+            _ => Err(error),
+        }
+    }
+
+    /// Lets the next event come. What the other domain did before is best looked at
+    /// first: one event then serves for all of it.
+    pub fn unmask(&self) -> Result<(), Error> {
         // SAFETY: The handle is open by the type invariant.
         let r = unsafe { sys::xenevtchn_unmask(self.handle.as_ptr(), self.port) };
-        self.check("unmasking event channel", r).map(|()| true)
+        self.check("unmasking event channel", r)
     }
 
     fn check(&self, call: &'static str, r: i32) -> Result<(), Error> {

@@ -30,7 +30,7 @@ def all_fail(bed, guest, names, why):
 def run(bed):
     """The checks of the other version first, then everything without a backend."""
     old, new = bed.vtpm("1.2"), bed.vtpm("2.0")
-    bed.boot([old, new])
+    bed.boot([old, new], config='on-death = "restart"')
     with bed.guest("old", [old]) as guest:
         bed.checks(guest, "module_loads")
         all_fail(bed, guest, [name for name in guests.TPM20 if name not in ANY_VERSION], "with a TPM 1.2")

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What `xen-vtpmd status` shows: as the daemon sends it, and as a table.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use crate::counters::Counters;
+
+/// All there is to know.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The daemon's process id.
+    pub pid: u32,
+    /// The daemon's version.
+    pub version: String,
+    /// Each vTPM, by domain and number.
+    pub vtpms: Vec<Vtpm>,
+}
+
+/// One vTPM.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Vtpm {
+    /// The guest's domain.
+    pub domid: u16,
+    /// The number of the device there.
+    pub devid: u32,
+    /// Whose state it has, if that is known yet.
+    pub uuid: Option<String>,
+    /// Which TPM it is, if it runs.
+    pub version: Option<String>,
+    /// How far it has come.
+    pub state: String,
+    /// swtpm's process id.
+    pub pid: Option<u32>,
+    /// Commands that were taken.
+    pub commands: u64,
+    /// Commands that the guest cancelled.
+    pub cancels: u64,
+    /// Requests that were turned down.
+    pub refused: u64,
+    /// Events that brought nothing.
+    pub spurious: u64,
+    /// TPMs that ended although they should not.
+    pub deaths: u64,
+    /// Connections to the guest after the first.
+    pub reconnects: u64,
+    /// Bytes of commands.
+    pub bytes_in: u64,
+    /// Bytes of answers.
+    pub bytes_out: u64,
+    /// The commands that were timed: one of 16.
+    pub timed: u64,
+    /// Their median, from the guest's event to its answer, in microseconds.
+    pub median_us: Option<f64>,
+    /// How many of them took less than 2^n microseconds, and not less than the one before.
+    pub latency: Vec<u64>,
+    /// All their time in the daemon, in microseconds.
+    pub own_us: f64,
+    /// All their time with swtpm, in microseconds.
+    pub swtpm_us: f64,
+    /// What went wrong last.
+    pub last_error: Option<LastError>,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LastError {
+    /// When, in seconds since 1970.
+    pub time: u64,
+    /// What.
+    pub text: String,
+}
+
+impl LastError {
+    /// It happened now.
+    pub fn now(text: String) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            time: since.map_or(0, |since| since.as_secs()),
+            text,
+        }
+    }
+}
+
+impl Vtpm {
+    /// Takes the counters over.
+    pub fn count(self, counters: &Counters) -> Self {
+        Self {
+            commands: counters.commands,
+            cancels: counters.cancels,
+            refused: counters.refused,
+            spurious: counters.spurious,
+            deaths: counters.deaths,
+            reconnects: counters.connections.saturating_sub(1),
+            bytes_in: counters.bytes_in,
+            bytes_out: counters.bytes_out,
+            timed: counters.samples,
+            median_us: counters
+                .latency
+                .median()
+                .map(|time| time.as_secs_f64() * 1e6),
+            latency: counters.latency.buckets().to_vec(),
+            own_us: counters.own.as_secs_f64() * 1e6,
+            swtpm_us: counters.tpm.as_secs_f64() * 1e6,
+            ..self
+        }
+    }
+}
+
+impl Report {
+    /// For people.
+    pub fn table(&self) -> String {
+        let now = LastError::now(String::new()).time;
+        let mut table = format!(
+            "{:>6} {:>5} {:36} {:7} {:10} {:>9} {:>9} {:>7} {}\n",
+            "DOMAIN",
+            "DEVID",
+            "UUID",
+            "VERSION",
+            "STATE",
+            "COMMANDS",
+            "MEDIAN",
+            "CANCELS",
+            "LAST ERROR"
+        );
+        for vtpm in &self.vtpms {
+            let or_dash = |value: &Option<String>| value.clone().unwrap_or("-".to_owned());
+            let median = vtpm.median_us.map(|us| format!("{us:.0} us"));
+            let error = vtpm.last_error.as_ref().map(|error| {
+                let ago = now.saturating_sub(error.time);
+                // It may quote what a guest wrote.
+                format!("{} s ago: {}", ago, error.text.escape_debug())
+            });
+            let _ = writeln!(
+                table,
+                "{:>6} {:>5} {:36} {:7} {:10} {:>9} {:>9} {:>7} {}",
+                vtpm.domid,
+                vtpm.devid,
+                or_dash(&vtpm.uuid),
+                or_dash(&vtpm.version),
+                vtpm.state,
+                vtpm.commands,
+                or_dash(&median),
+                vtpm.cancels,
+                or_dash(&error)
+            );
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table() {
+        let mut counters = Counters::default();
+        counters
+            .latency
+            .count(std::time::Duration::from_micros(300));
+        let report = Report {
+            vtpms: vec![
+                Vtpm {
+                    domid: 12,
+                    state: "connected".to_owned(),
+                    version: Some("2.0".to_owned()),
+                    last_error: Some(LastError::now("a\x1b[2J".to_owned())),
+                    ..Vtpm::default()
+                }
+                .count(&counters),
+                Vtpm::default(),
+            ],
+            ..Report::default()
+        };
+        let table = report.table();
+        let lines: Vec<Vec<_>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+
+        assert_eq!(lines.len(), 3, "{table}");
+        assert_eq!(lines[1][..4], ["12", "0", "-", "2.0"], "{table}");
+        assert_eq!(lines[1][6], "384", "{table}");
+        assert!(table.contains("s ago: a\\u{1b}[2J"), "{table}");
+        assert_eq!(lines[2].last(), Some(&"-"));
+    }
+}
