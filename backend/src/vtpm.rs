@@ -302,6 +302,7 @@ impl Vtpm {
             }
             Step::WaitAgain => {
                 self.disconnect();
+                self.resumes = false;
                 self.stage = Stage::Waiting;
                 self.show(host, BusState::InitWait)?;
             }
@@ -403,7 +404,7 @@ impl Vtpm {
             }
             self.resumes = self.stage != Stage::Waiting;
         } else {
-            log::info!("vtpm {}: up", self.id);
+            self.say(Level::Info, format_args!("up"));
             self.deadline = Some(Instant::now() + INIT_WAIT);
             self.show(host, BusState::InitWait)?;
         }

@@ -43,20 +43,30 @@ class Guest:
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
             "vtpm": [f"backend=0,uuid={vtpm.uuid}" for vtpm in self.vtpms],
         }
+        self.create = f"xl create /run/{name}.cfg"
         self.log = f"{machine.share}/console/guest-{name}.log"
         self._offset = 0
         self._tty = None
         self._partial = ""
 
+    def write_config(self):
+        """Writes the guest's configuration for xl."""
+        text = "".join(f"{key}={value}\n" for key, value in self._config.items())
+        self.machine.must(f"cat >/run/{self.name}.cfg <<'END'\n{text}END")
+
     def start(self):
         """Creates the guest and waits until it takes commands; returns the seconds."""
         start = time.monotonic()
-        text = "".join(f"{key}={value}\n" for key, value in self._config.items())
-        self.machine.must(f"cat >/run/{self.name}.cfg <<'END'\n{text}END\nxl create /run/{self.name}.cfg", 120)
-        self._tty = self.machine.must(
-            f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
+        self.write_config()
+        self.machine.must(self.create, 120)
+        self.attach()
         self.wait_ready()
         return time.monotonic() - start
+
+    def attach(self):
+        """Finds the guest's console, which is another one after a restore."""
+        self._tty = self.machine.must(
+            f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 
     def wait_ready(self):
         """Waits until the guest takes commands."""

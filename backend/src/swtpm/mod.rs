@@ -4,6 +4,8 @@
 //! the control channel, where one request at a time is under way.
 
 mod control;
+#[cfg(test)]
+mod fuzz;
 mod inbox;
 mod process;
 mod undo;

@@ -4,6 +4,8 @@
 
 use std::time::Instant;
 
+use log::Level;
+
 use super::{Failure, Host, Vtpm};
 use crate::connection::Found;
 use crate::swtpm::{self, Event};
@@ -11,7 +13,7 @@ use crate::swtpm::{self, Event};
 impl Vtpm {
     /// The guest has sent an event, perhaps.
     pub(super) fn on_guest(&mut self, host: &mut Host) -> Result<(), Failure> {
-        let woke = self.counters.woke();
+        let (woke, refused) = (self.counters.woke(), self.counters.refused);
         match self.connection.as_ref().map(|guest| guest.take_event()) {
             Some(Ok(true)) => (),
             Some(Err(e)) => {
@@ -23,7 +25,7 @@ impl Vtpm {
         if self.pump(host, woke)? {
             self.storm.calm();
         } else {
-            self.counters.spurious += 1;
+            self.counters.spurious += u64::from(self.counters.refused == refused);
             if let Some(delay) = self.storm.spurious() {
                 self.unmask_at = Some(Instant::now() + delay);
                 return Ok(());
@@ -69,7 +71,7 @@ impl Vtpm {
             Err(e) => {
                 let expected = ending && matches!(e, swtpm::Error::Ended(_));
                 if let swtpm::Error::Ended(status) = &e {
-                    log::info!("vtpm {}: swtpm {pid} ended ({status})", self.id);
+                    self.say(Level::Info, format_args!("swtpm {pid} ended ({status})"));
                     self.machine.ended(&mut host.claims);
                 }
                 return if expected { Ok(()) } else { Err(e.into()) };

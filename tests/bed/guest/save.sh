@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0
+# What a TPM 2.0 has to keep while its guest is saved: PCRs, NV, an object that is loaded.
+
+save_state() {
+	tpm2 pcrread sha256:16
+	tpm2 nvread -C o -s 16 0x1500020
+	tpm2 getcap handles-transient
+	tpm2 readpublic -c 0x80000000
+}
+
+check_save_prepare() {
+	export TPM2TOOLS_TCTI=device:/dev/tpm0
+	tpm2 pcrextend 16:sha256="$(echo measured | sha256sum | cut -d' ' -f1)"
+	tpm2 nvdefine -Q -C o -s 16 -a 'ownerread|ownerwrite' 0x1500020
+	echo 'kept in the TPM' | tpm2 nvwrite -Q -C o -i - 0x1500020
+	tpm2 createprimary -Q -C o -G ecc
+	save_state >/run/save.before
+	grep -q 0x80000000 /run/save.before || fail "no object is loaded: $(cat /run/save.before)"
+}
+
+check_save_kept() {
+	export TPM2TOOLS_TCTI=device:/dev/tpm0
+	wait_for 30 tpm2 pcrread -Q sha256:16
+	save_state >/run/save.after
+	cmp /run/save.before /run/save.after || fail "$(diff /run/save.before /run/save.after)"
+}
+
+# After a start that is no restore: the PCR is zero, no object is there, and NV is kept.
+check_save_was_reset() {
+	export TPM2TOOLS_TCTI=device:/dev/tpm0
+	is "PCR 16" "$(tpm2 pcrread sha256:16 | sed -n 's/.*16: *0x//p')" "$(printf '%064d' 0)"
+	is "the loaded objects" "$(tpm2 getcap handles-transient)" ""
+	is "NV" "$(tpm2 nvread -C o -s 16 0x1500020)" "kept in the TPM"
+}
