@@ -198,9 +198,8 @@ def prepare_kernel(kernel):
     os.utime(kernel.folder)
 
 
-def xen_image():
+def xen_image(version):
     """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a boot loader."""
-    version = versions(XEN)[0]
     folder = f"{CACHE}/xen-{version.replace('~', '_')}"
     image = f"{folder}/xen"
     if not os.path.exists(image):
@@ -209,7 +208,7 @@ def xen_image():
               f" | gunzip >{folder}.new/xen"], "xen.log", "cannot unpack Xen")
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(f"{folder}.new", folder)
-    return image, version
+    return image
 
 
 def forget_old(kernels):
@@ -232,7 +231,9 @@ def write_lock(kernels, xen_version):
 
 def prepare():
     """Returns the kernels, ready to be built for, and the path of Xen."""
-    known = f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}.json"
+    # By the root, too: one that was just made has no index to download by.
+    root = os.stat("/").st_ino
+    known = f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
     with open(f"{CACHE}/lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if os.environ.get("COLD"):
@@ -243,17 +244,18 @@ def prepare():
         if not os.path.exists(known) or os.path.getmtime(known) < time.time() - FRESH:
             with step("reading the archive's index"):
                 update_index()
-                found = [dataclasses.asdict(kernel) for kernel in resolve()]
+                found = {"kernels": [dataclasses.asdict(kernel) for kernel in resolve()], "xen": versions(XEN)[0]}
             with open(known + ".new", "w", encoding="ascii") as file:
                 json.dump(found, file)
             os.rename(known + ".new", known)
         with open(known, encoding="ascii") as file:
-            kernels = [Kernel(**fields) for fields in json.load(file)]
+            found = json.load(file)
+        kernels = [Kernel(**fields) for fields in found["kernels"]]
         for kernel in kernels:
             prepare_kernel(kernel)
-        xen, xen_version = xen_image()
+        xen = xen_image(found["xen"])
         forget_old(kernels)
     if not any(kernel.bootable for kernel in kernels):
         raise StepError("none of the archive's kernels has its binary package: nothing to boot")
-    write_lock(kernels, xen_version)
+    write_lock(kernels, found["xen"])
     return kernels, xen
