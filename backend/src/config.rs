@@ -6,9 +6,6 @@ mod file;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -16,7 +13,7 @@ use log::LevelFilter;
 
 pub use file::{load, parse, FileError};
 
-use crate::swtpm::{version_of_state, Version};
+use crate::swtpm::Version;
 
 /// Where the administrator's decisions are unless told otherwise.
 pub const CONFIG_FILE: &str = "/etc/xen-vtpmd.toml";
@@ -56,29 +53,6 @@ impl fmt::Display for Uuid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// Why a vTPM's TPM cannot be what it is wanted to be.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The state folder cannot be looked at or made.
-    #[error("state folder {}: {source}", path.display())]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// What went wrong.
-        source: io::Error,
-    },
-    /// The state is one version's, and another is wanted.
-    #[error("vTPM {uuid} has the state of a TPM {found}, where a TPM {wanted} is wanted")]
-    Version {
-        /// Whose.
-        uuid: Uuid,
-        /// What the state folder has.
-        found: Version,
-        /// What was asked for.
-        wanted: Version,
-    },
 }
 
 /// What becomes of a vTPM whose TPM died under a running guest.
@@ -149,6 +123,8 @@ pub struct Config {
     pub first_uid: Option<u32>,
     /// How much is logged.
     pub log_level: LevelFilter,
+    /// The program that has the subcommand `launch`: this very one.
+    pub launcher: PathBuf,
     /// For vTPMs without an entry of their own.
     pub policy: Policy,
     /// For certain vTPMs.
@@ -162,6 +138,7 @@ impl Default for Config {
             run_dir: PathBuf::from(RUN_DIR),
             first_uid: Some(FIRST_UID),
             log_level: LevelFilter::Info,
+            launcher: PathBuf::from("/proc/self/exe"),
             policy: Policy::default(),
             vtpms: HashMap::new(),
         }
@@ -172,51 +149,6 @@ impl Config {
     /// What holds for a vTPM.
     pub fn policy(&self, uuid: &Uuid) -> &Policy {
         self.vtpms.get(uuid).unwrap_or(&self.policy)
-    }
-}
-
-/// A vTPM's state, as it was found.
-#[derive(Clone, Debug)]
-pub struct State {
-    /// Its folder.
-    pub path: PathBuf,
-    /// Which TPM it is, or is to become.
-    pub version: Version,
-    /// Whether it is there already.
-    pub exists: bool,
-}
-
-impl Config {
-    /// Looks for a vTPM's state. Existing state decides what the TPM is; `asked`, or the entry for
-    /// this uuid, must not contradict it.
-    pub fn state(&self, uuid: &Uuid, asked: Option<Version>) -> Result<State, Error> {
-        let path = self.state_dir.join(uuid.to_string());
-        let folder = |source| Error::Folder {
-            path: path.clone(),
-            source,
-        };
-        let policy = self.policy(uuid);
-        let wanted = asked.or(policy.version);
-
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.state_dir)
-            .map_err(folder)?;
-        let found = version_of_state(&path).map_err(folder)?;
-
-        match (found, wanted) {
-            (Some(found), Some(wanted)) if found != wanted => Err(Error::Version {
-                uuid: uuid.clone(),
-                found,
-                wanted,
-            }),
-            _ => Ok(State {
-                version: found.or(wanted).unwrap_or(policy.default_version),
-                exists: found.is_some(),
-                path,
-            }),
-        }
     }
 }
 
@@ -241,36 +173,5 @@ mod tests {
         ] {
             assert!(bad.parse::<Uuid>().is_err(), "{bad:?}");
         }
-    }
-
-    #[test]
-    fn the_state_decides_the_version() {
-        let folder = tempfile::tempdir().unwrap();
-        let uuid: Uuid = UUID.parse().unwrap();
-        let mut config = Config {
-            state_dir: folder.path().join("state"),
-            ..Config::default()
-        };
-
-        let fresh = config.state(&uuid, None).unwrap();
-        assert!(!fresh.exists && fresh.version == Version::Tpm2);
-        config.vtpms.insert(
-            uuid.clone(),
-            Policy {
-                version: Some(Version::Tpm12),
-                ..Policy::default()
-            },
-        );
-        assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
-
-        std::fs::create_dir(&fresh.path).unwrap();
-        std::fs::write(fresh.path.join("tpm-00.permall"), b"").unwrap();
-        assert!(config.state(&uuid, None).unwrap().exists);
-        assert!(matches!(
-            config.state(&uuid, Some(Version::Tpm2)),
-            Err(Error::Version { .. })
-        ));
-        config.vtpms.clear();
-        assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
     }
 }

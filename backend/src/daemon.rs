@@ -12,9 +12,9 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use sd_notify::NotifyState;
 
-use crate::config::Config;
+use crate::config::{Config, Uuid};
 use crate::control::{self, Request, Server};
-use crate::machine::Claims;
+use crate::machine::{self, Claims};
 use crate::status::Report;
 use crate::vtpm::{Host, Vtpm};
 use crate::watch::{Watched, Watcher};
@@ -222,6 +222,13 @@ impl Daemon {
         if self.ending.is_some() {
             return Ok(());
         }
+        if scanned && self.told.is_none() {
+            // Those of vTPMs that went away: their states are to be free for others.
+            let here: Vec<String> = changed.iter().map(Id::to_string).collect();
+            end_strays(&self.host.config, |_, vtpm| {
+                here.iter().any(|id| id == vtpm)
+            });
+        }
         for id in hints {
             self.with(id, |vtpm, _| vtpm.on_save_hint());
         }
@@ -244,7 +251,9 @@ impl Daemon {
         let status = format!("{vtpms} vTPMs");
         let mut state = vec![NotifyState::Status(&status)];
         if self.told.is_none() {
-            // MERGE: here, once, swtpms are to be ended that records name and nobody took over.
+            // Those that even the vTPM of their record did not want.
+            let claims = &self.host.claims;
+            end_strays(&self.host.config, |uuid, _| claims.holds(uuid));
             state.push(NotifyState::Ready);
         }
         self.told = Some(vtpms);
@@ -361,5 +370,17 @@ impl Daemon {
 fn notify(state: &[NotifyState<'_>]) {
     if let Err(e) = sd_notify::notify(false, state) {
         log::debug!("systemd was not told: {e}");
+    }
+}
+
+/// Ends what a former daemon left and nobody keeps.
+fn end_strays(config: &Config, keeps: impl Fn(&Uuid, &str) -> bool) {
+    match machine::end_strays(config, keeps) {
+        Ok(ended) => {
+            for (uuid, vtpm) in ended {
+                log::info!("vtpm {vtpm} is gone: ended its swtpm (uuid {uuid})");
+            }
+        }
+        Err(e) => log::error!("swtpms that a former daemon left: {e}"),
     }
 }

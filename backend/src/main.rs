@@ -7,6 +7,7 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -15,7 +16,9 @@ use log::LevelFilter;
 use xen_vtpmd::config::{self, Config, Uuid};
 use xen_vtpmd::control::{self, Request};
 use xen_vtpmd::daemon::Daemon;
+use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
+use xen_vtpmd::machine;
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::{Setup, Version};
 
@@ -31,6 +34,9 @@ Files:
 Signals: SIGTERM ends the daemon and leaves the TPMs of running guests to the next one.
 
 Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.";
+
+/// How long a TPM's making may take, on the slowest of machines.
+const SETUP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A vTPM backend for Xen guests, with one swtpm for each vTPM.
 #[derive(Parser)]
@@ -78,6 +84,12 @@ enum Task {
         /// Which shell
         shell: Shell,
     },
+    /// Become the swtpm or swtpm_setup of a vTPM
+    #[command(hide = true)]
+    Launch {
+        /// What to do, in JSON
+        launch: String,
+    },
 }
 
 fn main() -> ExitCode {
@@ -117,8 +129,10 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
         Task::Stop => {
             let config = load(args.config)?;
             match control::ask(&config.run_dir, Request::Stop) {
-                // MERGE: record::end_all(&config), for what a daemon left that is gone.
-                Err(control::Error::NoDaemon(_)) => (),
+                // What a daemon left that is gone.
+                Err(control::Error::NoDaemon(_)) => {
+                    drop(machine::end_strays(&config, |_, _| false)?)
+                }
                 answer => drop(answer?),
             }
         }
@@ -129,9 +143,15 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
                 let path = state.path.display();
                 return Err(format!("{path} has the state of a TPM already").into());
             }
-            let mut setup = Setup::spawn(state.version, &state.path)?;
-            let status = setup.process().wait()?;
-            setup.finish(status)?;
+            let mut setup = Setup::spawn(&config, &state)?;
+            let exit = setup.process().wait(SETUP_LIMIT)?;
+            setup.finish(&exit.ok_or("swtpm_setup does not come to an end")?)?;
+        }
+        Task::Launch { launch } => {
+            let launch: Launch = serde_json::from_str(&launch)?;
+            let Err(e) = launch.run();
+            println!("{e}");
+            return Err(e.into());
         }
         Task::CheckConfig { file } => {
             let given = file.or(args.config);

@@ -196,7 +196,7 @@ impl Vtpm {
         let done = match code {
             connection::GUEST => self.on_guest(host),
             machine::SETUP => {
-                let done = self.machine.on_setup(&mut host.claims);
+                let done = self.machine.on_setup(&mut host.claims, &host.config);
                 done.map_err(Failure::from)
             }
             code => match swtpm::Source::from_code(code) {

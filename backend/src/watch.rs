@@ -7,8 +7,10 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
+use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags, EventVec};
+use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 
 /// How many events one wait returns at most; the others come with the next.
@@ -84,6 +86,17 @@ impl Registrar {
             epoll: self.epoll.clone(),
             inner,
         })
+    }
+}
+
+/// Waits for one descriptor, for what is not the event loop's. False if the time was up.
+pub fn wait_readable(fd: impl AsFd, limit: Duration) -> io::Result<bool> {
+    let limit = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+
+    match poll(&mut [PollFd::new(&fd, PollFlags::IN)], limit) {
+        Ok(n) => Ok(n > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

@@ -260,7 +260,7 @@ impl Daemon {
             if !now.is_empty() {
                 assert!(!self.inbox.packet().unwrap());
                 self.swtpm.write_all(now).unwrap();
-                assert!(self.inbox.fill(&mut self.ours, "data").unwrap());
+                assert!(self.inbox.fill(&self.ours, "data").unwrap());
             }
             rest = later;
         }
@@ -283,7 +283,7 @@ impl Daemon {
     /// What makes no sense is an error, and the end of this swtpm.
     fn babble(&mut self, bytes: &[u8]) {
         self.swtpm.write_all(bytes).unwrap();
-        assert!(self.inbox.fill(&mut self.ours, "data").unwrap());
+        assert!(self.inbox.fill(&self.ours, "data").unwrap());
         let claimed = bytes
             .get(2..6)
             .map(|n| u32::from_be_bytes(n.try_into().unwrap()));

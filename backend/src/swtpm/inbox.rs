@@ -2,9 +2,10 @@
 
 //! Where the bytes of one of swtpm's sockets are gathered until a message is whole.
 
-use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 
+use rustix::io::Errno;
+use rustix::net::{recv, RecvFlags};
 use xen_tpm_protocol::layout::MAX_PACKET;
 use xen_tpm_protocol::packet::{claimed_length, HEADER_SIZE};
 
@@ -15,6 +16,8 @@ use super::Error;
 pub(super) struct Inbox {
     bytes: Box<[u8; MAX_PACKET]>,
     len: usize,
+    /// How long the last message was, which stays where it is until the next arrives.
+    last: usize,
 }
 
 impl Inbox {
@@ -23,27 +26,25 @@ impl Inbox {
         Self {
             bytes: Box::new([0; MAX_PACKET]),
             len: 0,
+            last: 0,
         }
     }
 
     /// Takes what has arrived. False if nothing had.
-    pub(super) fn fill(
-        &mut self,
-        socket: &mut UnixStream,
-        name: &'static str,
-    ) -> Result<bool, Error> {
+    pub(super) fn fill(&mut self, socket: &UnixStream, name: &'static str) -> Result<bool, Error> {
         let room = &mut self.bytes[self.len..];
         if room.is_empty() {
             return Err(self.garbage(name));
         }
-        match socket.read(room) {
+        // swtpm has a copy of the socket, and could have made it a blocking one.
+        match recv(socket, room, RecvFlags::DONTWAIT) {
             Ok(0) => Err(Error::Closed(name)),
             Ok(n) => {
                 self.len += n;
                 Ok(true)
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            Err(e) => Err(Error::Socket(name, e)),
+            Err(Errno::AGAIN) => Ok(false),
+            Err(e) => Err(Error::Socket(name, e.into())),
         }
     }
 
@@ -54,8 +55,13 @@ impl Inbox {
 
     /// Makes room for the next message; returns the last one.
     pub(super) fn empty(&mut self) -> &[u8] {
-        let len = std::mem::take(&mut self.len);
-        &self.bytes[..len]
+        self.last = std::mem::take(&mut self.len);
+        self.last()
+    }
+
+    /// The message that [`empty`](Self::empty) returned last.
+    pub(super) fn last(&self) -> &[u8] {
+        &self.bytes[..self.last]
     }
 
     /// The error that what is there makes no sense.

@@ -3,7 +3,9 @@
 //! One swtpm process: started, driven and ended without ever waiting for it. It is the only owner of
 //! the control channel, where one request at a time is under way.
 
+mod begin;
 mod control;
+mod end;
 #[cfg(test)]
 mod fuzz;
 mod inbox;
@@ -11,33 +13,28 @@ mod process;
 mod undo;
 mod version;
 
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::process::ExitStatus;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use rustix::net::{sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{send, sendmsg, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use rustix::process::Signal;
-use xen_tpm_protocol::layout::MAX_PACKET;
 
 pub use control::{Capabilities, Capability, Reply, Request};
 use inbox::Inbox;
-pub use process::{version_of_state, Process, Setup};
+pub use process::{Exit, Process, Setup, SetupError};
 pub use version::Version;
 
-use crate::watch::{Registrar, Watched};
-
-/// How long swtpm may take from its start to its first answers. It is slow under emulation.
-const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// How long it may take to end after CMD_SHUTDOWN, which it reads when a running command has ended;
-/// then the same again after SIGTERM.
-const END_LIMIT: Duration = Duration::from_secs(5);
+use crate::journal::{Entry, Journal};
+use crate::state::{self, State};
+use crate::watch::Watched;
 
 /// The locality that swtpm starts in.
 const FIRST_LOCALITY: u8 = 0;
+
+/// How messages are sent: swtpm has a copy of the socket, and could have made it a blocking one.
+const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
 
 /// What went wrong with an swtpm. It is of no use afterwards.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +50,13 @@ pub enum Error {
     Closed(&'static str),
     /// It ended.
     #[error("swtpm ended ({0})")]
-    Ended(ExitStatus),
+    Ended(Exit),
+    /// Its state folder's surroundings cannot be read or changed.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// What it is doing could not be noted for the next daemon.
+    #[error("journal: {0}")]
+    Journal(#[source] io::Error),
     /// It lacks what the daemon cannot do without.
     #[error("swtpm has no {0}")]
     Lacks(&'static str),
@@ -67,7 +70,7 @@ pub enum Error {
     #[error("TPM startup failed: {0:#x}")]
     Startup(u32),
     /// It did not come up in time.
-    #[error("swtpm was not up after {} s", START_LIMIT.as_secs())]
+    #[error("swtpm was not up after {} s", begin::START_LIMIT.as_secs())]
     Slow,
 }
 
@@ -106,7 +109,7 @@ impl Source {
 }
 
 /// What the process is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Phase {
     /// One of the requests of the start is under way.
     Starting(Request),
@@ -120,6 +123,14 @@ enum Phase {
     Running,
     /// The undoing of a command is running.
     Undoing,
+    /// It was taken over. Its own end of the control channel shows what it has not read yet.
+    Settling(UnixStream),
+    /// It was taken over, and this one of two requests is under way that show when it is idle.
+    Barrier(u8),
+    /// The undoing of a command is running that a former daemon passed on.
+    StaleUndoing,
+    /// The volatile state is being stored; then it is ended.
+    Storing,
     /// It is being ended; the step after the next deadline is this signal.
     Ending(Signal),
 }
@@ -128,15 +139,24 @@ enum Phase {
 #[derive(Debug)]
 pub struct Swtpm {
     process: Watched<Process>,
-    version: Version,
+    state: State,
     control: Watched<UnixStream>,
     data: Watched<UnixStream>,
+    journal: Journal,
     /// swtpm's end of `data`, until it has it.
     data_peer: Option<UnixStream>,
     capabilities: Capabilities,
+    established: Option<bool>,
+    /// Whether it starts with the volatile state of a guest that was saved.
+    goes_on: bool,
+    /// Whether the former daemon had passed on a command whose answer nobody got.
+    interrupted: bool,
+    /// Whether it is to be saved as soon as the locality is set.
+    save_next: bool,
     phase: Phase,
     deadline: Option<Instant>,
-    locality: u8,
+    /// `None` if a former daemon set it.
+    locality: Option<u8>,
     replies: Inbox,
     answers: Inbox,
     /// The command that waits in [`Phase::Locality`].
@@ -148,49 +168,9 @@ pub struct Swtpm {
 }
 
 impl Swtpm {
-    /// Starts swtpm on a state folder. [`Event::Up`] comes later. Its own log lines go to stderr with
-    /// this prefix, which has no commas in it.
-    pub fn spawn(
-        version: Version,
-        state: &Path,
-        log_prefix: &str,
-        registrar: &Registrar,
-    ) -> Result<Self, Error> {
-        let pair = || -> io::Result<_> {
-            let (ours, peers) = UnixStream::pair()?;
-            ours.set_nonblocking(true)?;
-            Ok((ours, peers))
-        };
-        let (control, control_peer) = pair().map_err(Error::Spawn)?;
-        let (data, data_peer) = pair().map_err(Error::Spawn)?;
-        let process = process::spawn_swtpm(version, state, &control_peer, log_prefix)
-            .and_then(|process| registrar.add(Source::Exit as u8, process))
-            .map_err(Error::Spawn)?;
-        let watched = |source, socket| registrar.add(source as u8, socket).map_err(Error::Spawn);
-        let mut swtpm = Self {
-            process,
-            version,
-            control: watched(Source::Control, control)?,
-            data: watched(Source::Data, data)?,
-            data_peer: Some(data_peer),
-            capabilities: Capabilities::default(),
-            phase: Phase::Starting(Request::GetCapability),
-            deadline: Some(Instant::now() + START_LIMIT),
-            locality: FIRST_LOCALITY,
-            replies: Inbox::new(),
-            answers: Inbox::new(),
-            command: Vec::with_capacity(MAX_PACKET),
-            code: 0,
-            undo: None,
-        };
-
-        swtpm.request(Request::GetCapability)?;
-        Ok(swtpm)
-    }
-
     /// Which TPM it is.
     pub fn version(&self) -> Version {
-        self.version
+        self.state.version
     }
 
     /// The process's id.
@@ -200,7 +180,7 @@ impl Swtpm {
 
     /// Whether it can take a command.
     pub fn is_free(&self) -> bool {
-        self.phase == Phase::Free
+        matches!(self.phase, Phase::Free)
     }
 
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
@@ -208,12 +188,20 @@ impl Swtpm {
         self.deadline
     }
 
+    /// Whether a dynamic launch has measured anything, as it was when the TPM came up. `None` if swtpm
+    /// does not say.
+    pub fn established(&self) -> Option<bool> {
+        self.established
+    }
+
     /// Hands over a command. It has to be [free](Self::is_free).
     pub fn submit(&mut self, locality: u8, packet: &[u8]) -> Result<(), Error> {
         debug_assert!(self.is_free());
         self.code = undo::code(packet).unwrap_or(0);
         self.undo = None;
-        if locality == self.locality || !self.capabilities.has(Capability::SetLocality) {
+        self.interrupted = false;
+        self.note(Entry::Command(self.code))?;
+        if self.locality == Some(locality) || !self.capabilities.has(Capability::SetLocality) {
             self.send_packet(packet)?;
             self.phase = Phase::Running;
         } else {
@@ -225,95 +213,77 @@ impl Swtpm {
         Ok(())
     }
 
-    /// The answer that was just given is in the guest's page, or was dropped: should the daemon die
-    /// from now on, no command is under way.
-    pub fn settled(&mut self) {}
+    /// The answer that was just given is in the guest's page, or was dropped with nothing to
+    /// [undo](Self::undo): should the daemon die from now on, no command is under way. Also for a page
+    /// that was abandoned after [`was_interrupted`](Self::was_interrupted).
+    pub fn settled(&mut self) -> Result<(), Error> {
+        self.interrupted = false;
+        match self.phase {
+            Phase::Free => self.note(Entry::Free),
+            _ => Ok(()),
+        }
+    }
 
     /// Whether a former daemon died while a command was under way. Its answer was dropped: the guest's
-    /// page has to be abandoned, since what is in it may have been carried out.
+    /// page has to be abandoned, since what is in it may have been carried out. True until the next
+    /// [`settled`](Self::settled) or [`submit`](Self::submit).
     pub fn was_interrupted(&self) -> bool {
-        false
+        self.interrupted
     }
 
     /// Undoes the command that was just answered, because nobody takes its answer. If there is
     /// something to undo, it is not free until [`Event::Undone`].
     pub fn undo(&mut self) -> Result<(), Error> {
-        if let (Phase::Free, Some(packet)) = (self.phase, self.undo.take()) {
-            self.send_packet(&packet)?;
-            self.phase = Phase::Undoing;
+        match (&self.phase, self.undo.take()) {
+            (Phase::Free, Some(packet)) => {
+                self.note(Entry::Undoing)?;
+                self.send_packet(&packet)?;
+                self.phase = Phase::Undoing;
+                Ok(())
+            }
+            _ => self.settled(),
         }
-        Ok(())
     }
 
     /// Goes on after something got readable.
     pub fn on_ready(&mut self, source: Source) -> Result<Option<Event<'_>>, Error> {
-        if self.is_ending() && source != Source::Exit {
+        if matches!(self.phase, Phase::Ending(_)) && source != Source::Exit {
             self.overhear(source);
             return Ok(None);
         }
-        match source {
-            Source::Exit => match self.process.exit_status() {
-                Ok(Some(status)) => Err(Error::Ended(status)),
-                Ok(None) => Ok(None),
-                Err(e) => Err(Error::Socket("process", e)),
-            },
-            Source::Control if self.replies.fill(&mut self.control, "control")? => self.on_reply(),
-            Source::Data if self.answers.fill(&mut self.data, "data")? => self.on_data(),
-            _ => Ok(None),
+        let arrived = match source {
+            Source::Exit => {
+                return match self.process.exit() {
+                    Ok(Some(exit)) => Err(Error::Ended(exit)),
+                    Ok(None) => Ok(None),
+                    Err(e) => Err(Error::Socket("process", e)),
+                }
+            }
+            Source::Control => self.replies.fill(&self.control, "control"),
+            Source::Data => self.answers.fill(&self.data, "data"),
+        };
+        match (arrived, source) {
+            (Err(e), _) => Err(self.explained(e)),
+            (Ok(false), _) => Ok(None),
+            (Ok(true), Source::Control) => self.on_reply(),
+            (Ok(true), _) => self.on_data(),
         }
     }
 
     /// Goes on after [`deadline`](Self::deadline) has passed.
     pub fn on_deadline(&mut self) -> Result<(), Error> {
-        let Phase::Ending(signal) = self.phase else {
-            return Err(Error::Slow);
-        };
-        self.end_by(signal);
-        Ok(())
-    }
-
-    /// Ends the process: by CMD_SHUTDOWN where that is possible, then by signals. Its end shows as
-    /// [`Error::Ended`]; until then its state folder is in use.
-    pub fn shut_down(&mut self) {
-        let idle = matches!(
-            self.phase,
-            Phase::Free | Phase::Running | Phase::Undoing | Phase::Startup
-        );
-
-        if matches!(self.phase, Phase::Ending(_)) {
-            return;
+        match self.phase {
+            Phase::Settling(_) => self.settle().map_err(|e| self.explained(e)),
+            Phase::Ending(signal) => {
+                self.end_by(signal);
+                Ok(())
+            }
+            Phase::Storing | Phase::Locality(_) => {
+                self.end_by(Signal::Term);
+                Ok(())
+            }
+            _ => Err(Error::Slow),
         }
-        if idle
-            && self.capabilities.has(Capability::Shutdown)
-            && self.request(Request::Shutdown).is_ok()
-        {
-            self.phase = Phase::Ending(Signal::Term);
-            self.deadline = Some(Instant::now() + END_LIMIT);
-        } else {
-            self.end_by(Signal::Term);
-        }
-    }
-
-    /// Whether [`shut_down`](Self::shut_down) was called.
-    pub fn is_ending(&self) -> bool {
-        matches!(self.phase, Phase::Ending(_))
-    }
-
-    /// What a process says that is being ended is of no interest, but would be readable for ever.
-    fn overhear(&mut self, source: Source) {
-        let socket = match source {
-            Source::Control => &mut self.control,
-            _ => &mut self.data,
-        };
-        let _ = socket.read(&mut [0; MAX_PACKET]);
-    }
-
-    fn end_by(&mut self, signal: Signal) {
-        if let Err(e) = self.process.signal(signal) {
-            log::warn!("swtpm {}: {signal:?} could not be sent: {e}", self.id());
-        }
-        self.phase = Phase::Ending(Signal::Kill);
-        self.deadline = Some(Instant::now() + END_LIMIT);
     }
 
     /// A reply's bytes have arrived on the control socket.
@@ -321,6 +291,10 @@ impl Swtpm {
         let request = match self.phase {
             Phase::Starting(request) => request,
             Phase::Locality(locality) => Request::SetLocality(locality),
+            Phase::Barrier(turn) => return self.on_barrier(turn),
+            Phase::Storing => return self.on_stored().map(|()| None),
+            // Of no interest: `settle` empties it.
+            Phase::Settling(_) => return Ok(None),
             _ => return Err(self.replies.garbage("control")),
         };
         let Some((reply, len)) = request.decode(self.replies.filled()) else {
@@ -332,93 +306,70 @@ impl Swtpm {
         self.replies.empty();
 
         match (request, reply) {
+            (Request::SetLocality(_), _) if self.save_next => {
+                self.save_next = false;
+                self.phase = Phase::Free;
+                self.save();
+                Ok(None)
+            }
             (Request::SetLocality(_), Reply::Refused(code)) => {
                 self.phase = Phase::Free;
                 Ok(Some(Event::LocalityRefused(code)))
             }
             (Request::SetLocality(locality), _) => {
                 let command = std::mem::take(&mut self.command);
-                self.locality = locality;
+                self.locality = Some(locality);
                 self.send_packet(&command)?;
                 self.command = command;
                 self.phase = Phase::Running;
                 Ok(None)
             }
-            (_, reply) => self.next_step(request, reply).map(|()| None),
-        }
-    }
-
-    /// The next step of the start. The order: capabilities, what has to be said while the TPM is off,
-    /// INIT, and TPM_Startup. (`--flags startup-clear` would have the TPM on before the buffer's size
-    /// can be set, and INIT would undo the startup: swtpm 0.7.1.)
-    fn next_step(&mut self, done: Request, reply: Reply) -> Result<(), Error> {
-        match reply {
-            Reply::Refused(code) => return Err(Error::Refused(done.name(), code)),
-            Reply::Capabilities(capabilities) => self.capabilities = capabilities,
-            Reply::BufferSize(size) => log::debug!("swtpm {}: packets of {size}", self.id()),
-            Reply::Done => (),
-        }
-        let next = match done {
-            Request::GetCapability if self.capabilities.has(Capability::SetBufferSize) => {
-                Request::SetBufferSize(MAX_PACKET as u32)
-            }
-            Request::GetCapability | Request::SetBufferSize(_) => {
-                self.need(Capability::SetDataFd, Request::SetDataFd)?
-            }
-            Request::SetDataFd => self.need(Capability::Init, Request::Init)?,
-            _ => {
-                self.send_packet(&self.version.startup())?;
-                self.phase = Phase::Startup;
-                return Ok(());
-            }
-        };
-
-        self.request(next)?;
-        self.phase = Phase::Starting(next);
-        Ok(())
-    }
-
-    /// A request that the start cannot do without.
-    fn need(&self, capability: Capability, request: Request) -> Result<Request, Error> {
-        match self.capabilities.has(capability) {
-            true => Ok(request),
-            false => Err(Error::Lacks(request.name())),
+            (_, reply) => self.next_step(request, reply),
         }
     }
 
     /// An answer's bytes have arrived on the data socket.
     fn on_data(&mut self) -> Result<Option<Event<'_>>, Error> {
-        if !matches!(self.phase, Phase::Startup | Phase::Running | Phase::Undoing) {
-            return Err(self.answers.garbage("data"));
+        match self.phase {
+            Phase::Startup | Phase::Running | Phase::Undoing | Phase::StaleUndoing => (),
+            // For a command that was under way before: looked at when all of them are over.
+            Phase::Settling(_) | Phase::Barrier(_) => return Ok(None),
+            Phase::Storing => {
+                self.answers.empty();
+                return Ok(None);
+            }
+            _ => return Err(self.answers.garbage("data")),
         }
         if !self.answers.packet()? {
             return Ok(None);
         }
-        let answer = self.answers.empty();
+        let code = undo::code(self.answers.empty());
 
         match self.phase {
-            Phase::Startup => {
-                let code = answer.get(6..10).and_then(|code| code.try_into().ok());
-                match code.map(u32::from_be_bytes) {
-                    Some(0) => (),
-                    code => return Err(Error::Startup(code.unwrap_or(u32::MAX))),
-                }
-                self.phase = Phase::Free;
-                self.deadline = None;
-                Ok(Some(Event::Up))
-            }
+            Phase::Startup => match code {
+                Some(0) => self.look_around(),
+                code => Err(Error::Startup(code.unwrap_or(u32::MAX))),
+            },
+            Phase::StaleUndoing => self.look_around(),
             Phase::Undoing => {
                 self.phase = Phase::Free;
+                self.note(Entry::Free)?;
                 Ok(Some(Event::Undone))
             }
             _ => {
+                let answer = self.answers.last();
                 self.phase = Phase::Free;
-                if self.version == Version::Tpm2 {
+                if self.state.version == Version::Tpm2 {
                     self.undo = undo::undo(self.code, answer);
                 }
                 Ok(Some(Event::Answer(answer)))
             }
         }
+    }
+
+    /// Notes for the next daemon what is under way.
+    fn note(&self, entry: Entry) -> Result<(), Error> {
+        self.journal.note(entry).map_err(Error::Journal)
     }
 
     /// Sends a control request. The socket's buffer is empty, since no other is under way.
@@ -439,7 +390,7 @@ impl Swtpm {
             &*self.control,
             &[IoSlice::new(&message)],
             &mut ancillary,
-            SendFlags::NOSIGNAL,
+            SEND,
         );
         match sent {
             Ok(n) if n == message.len() => Ok(()),
@@ -449,11 +400,11 @@ impl Swtpm {
     }
 
     /// Sends a packet. The socket's buffer is empty, since no other command is under way.
-    fn send_packet(&mut self, packet: &[u8]) -> Result<(), Error> {
-        match self.data.write(packet) {
+    fn send_packet(&self, packet: &[u8]) -> Result<(), Error> {
+        match send(&*self.data, packet, SEND) {
             Ok(n) if n == packet.len() => Ok(()),
             Ok(_) => Err(Error::Socket("data", io::ErrorKind::WriteZero.into())),
-            Err(e) => Err(Error::Socket("data", e)),
+            Err(e) => Err(Error::Socket("data", e.into())),
         }
     }
 }

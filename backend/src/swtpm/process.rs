@@ -2,33 +2,78 @@
 
 //! The processes behind a vTPM: swtpm itself, and swtpm_setup, which makes its state.
 
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::fmt;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
-use rustix::io::{fcntl_setfd, FdFlags};
-use rustix::process::{pidfd_open, Pid, PidfdFlags, Signal};
+use rustix::process::{pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
 
-use super::Version;
+use crate::config::Config;
+use crate::launch::{Launch, Program};
+use crate::record::Found;
+use crate::state::{self, State};
+use crate::watch::wait_readable;
 
-/// A child process that is killed when it is dropped.
+/// The longest reason for its end that a process may give.
+const MAX_REASON: u64 = 2_000;
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// What it said as it could not start.
+    reason: String,
+    /// Its status. Only its parent learns it, and that may have been a former daemon.
+    status: Option<ExitStatus>,
+}
+
+impl Exit {
+    /// Whether it is known to have ended well.
+    pub fn success(&self) -> bool {
+        self.status.is_some_and(|status| status.success())
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.reason.as_str(), self.status) {
+            ("", Some(status)) => status.fmt(f),
+            ("", None) => f.write_str("exit status unknown, since a former daemon started it"),
+            (reason, _) => f.write_str(reason),
+        }
+    }
+}
+
+/// What becomes of a process that is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OnDrop {
+    Kill,
+    Leave,
+}
+
+/// A process that is killed when it is dropped, unless it was [left](Self::leave) to the next daemon.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    /// `None` for one that a former daemon started.
+    child: Option<Child>,
     pidfd: OwnedFd,
+    id: u32,
+    on_drop: OnDrop,
 }
 
 impl Process {
-    /// Starts a program.
+    /// Starts a program, whose standard output is for what keeps it from starting.
     pub fn spawn(command: &mut Command) -> io::Result<Self> {
         let mut child = command.spawn()?;
 
         match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self { child, pidfd }),
+            Ok(pidfd) => Ok(Self {
+                id: child.id(),
+                child: Some(child),
+                pidfd,
+                on_drop: OnDrop::Kill,
+            }),
             Err(e) => {
                 child.kill()?;
                 child.wait()?;
@@ -37,19 +82,56 @@ impl Process {
         }
     }
 
-    /// How it ended, if it has.
-    pub fn exit_status(&mut self) -> io::Result<Option<ExitStatus>> {
-        self.child.try_wait()
+    /// Takes over one that a former daemon started.
+    pub fn adopt(found: Found) -> Self {
+        Self {
+            child: None,
+            id: found.record.pid.unsigned_abs(),
+            pidfd: found.pidfd,
+            on_drop: OnDrop::Kill,
+        }
     }
 
-    /// Waits for its end.
-    pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+    /// Lets it live on without this daemon.
+    pub fn leave(&mut self) {
+        self.on_drop = OnDrop::Leave;
+    }
+
+    /// How it ended, if it has.
+    pub fn exit(&mut self) -> io::Result<Option<Exit>> {
+        let Some(child) = &mut self.child else {
+            let ended = wait_readable(&self.pidfd, Duration::ZERO)?;
+            return Ok(ended.then(|| Exit {
+                reason: String::new(),
+                status: None,
+            }));
+        };
+        let status = child.try_wait()?;
+
+        Ok(status.map(|status| {
+            let mut reason = Vec::new();
+            if let Some(said) = child.stdout.take() {
+                // It has ended, so this does not wait.
+                let _ = said.take(MAX_REASON).read_to_end(&mut reason);
+            }
+            Exit {
+                reason: String::from_utf8_lossy(&reason).trim().to_string(),
+                status: Some(status),
+            }
+        }))
+    }
+
+    /// Waits for its end, for so long at most.
+    pub fn wait(&mut self, limit: Duration) -> io::Result<Option<Exit>> {
+        match wait_readable(&self.pidfd, limit)? {
+            true => self.exit(),
+            false => Ok(None),
+        }
     }
 
     /// Sends it a signal. To a process that has ended this does nothing.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
+        match pidfd_send_signal(&self.pidfd, signal) {
             Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -57,7 +139,7 @@ impl Process {
 
     /// The process's id.
     pub fn id(&self) -> u32 {
-        self.child.id()
+        self.id
     }
 }
 
@@ -70,53 +152,17 @@ impl AsFd for Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        // A daemon that panics is followed by another, which will take it over.
+        if self.on_drop == OnDrop::Leave || std::thread::panicking() {
+            return;
+        }
         // It has ended, or is made to; there is nobody left to tell about an error.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Starts swtpm on a state folder, with `control` as its end of the control channel. It runs in that
-/// folder, so that no path has to get through the commas of its options. It ends when the daemon does.
-pub(super) fn spawn_swtpm(
-    version: Version,
-    state: &Path,
-    control: &UnixStream,
-    log_prefix: &str,
-) -> io::Result<Process> {
-    let mut command = Command::new("swtpm");
-
-    command.arg("socket");
-    if version == Version::Tpm2 {
-        command.arg("--tpm2");
-    }
-    command
-        .arg("--terminate")
-        .args(["--tpmstate", "dir=.,mode=0600"])
-        .arg("--ctrl")
-        .arg(format!("type=unixio,clientfd={}", control.as_raw_fd()))
-        .arg("--log")
-        .arg(format!("level=1,prefix={log_prefix}swtpm: "))
-        .current_dir(state)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
-
-    // Nothing else is started between the two, so only this child inherits it.
-    fcntl_setfd(control, FdFlags::empty())?;
-    let process = Process::spawn(&mut command);
-    fcntl_setfd(control, FdFlags::CLOEXEC)?;
-
-    process
-}
-
-/// Which TPM's state is in a folder, `None` if there is none yet.
-pub fn version_of_state(state: &Path) -> io::Result<Option<Version>> {
-    for version in Version::ALL {
-        if state.join(version.state_file()).try_exists()? {
-            return Ok(Some(version));
+        let _ = self.signal(Signal::Kill);
+        match &mut self.child {
+            Some(child) => drop(child.wait()),
+            None => drop(wait_readable(&self.pidfd, Duration::from_secs(1))),
         }
     }
-    Ok(None)
 }
 
 /// State that is being made: in a folder of its own, which takes the right name only when it is
@@ -124,41 +170,20 @@ pub fn version_of_state(state: &Path) -> io::Result<Option<Version>> {
 #[derive(Debug)]
 pub struct Setup {
     process: Process,
-    unfinished: PathBuf,
-    state: PathBuf,
+    config: Config,
+    state: State,
 }
 
 impl Setup {
-    /// Starts swtpm_setup for the folder `state`, which is not there yet or empty.
-    pub fn spawn(version: Version, state: &Path) -> io::Result<Self> {
-        let mut unfinished = state.as_os_str().to_owned();
-        unfinished.push(".new");
-        let unfinished = PathBuf::from(unfinished);
-        let mut command = Command::new("swtpm_setup");
-
-        match fs::remove_dir_all(&unfinished) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => (),
-        }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&unfinished)?;
-
-        if version == Version::Tpm2 {
-            // sha1 too: event logs and the kernel's own tests use that bank.
-            command.args(["--tpm2", "--pcr-banks", "sha1,sha256"]);
-        }
-        command
-            .args(["--createek", "--tpmstate", "."])
-            .current_dir(&unfinished)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null());
+    /// Starts swtpm_setup for a state that is not there yet.
+    pub fn spawn(config: &Config, state: &State) -> io::Result<Self> {
+        let certificates = config.policy(&state.uuid).certificates;
+        let launch = Launch::new(config, state, Program::Setup { certificates });
 
         Ok(Self {
-            process: Process::spawn(&mut command)?,
-            unfinished,
-            state: state.to_owned(),
+            process: Process::spawn(&mut launch.command(config)?)?,
+            config: config.clone(),
+            state: state.clone(),
         })
     }
 
@@ -167,14 +192,30 @@ impl Setup {
         &mut self.process
     }
 
-    /// Puts the state where it belongs, once swtpm_setup has ended well.
-    pub fn finish(&self, status: ExitStatus) -> io::Result<()> {
-        if !status.success() {
-            fs::remove_dir_all(&self.unfinished)?;
-            return Err(io::Error::other(format!("swtpm_setup failed ({status})")));
-        }
-        fs::rename(&self.unfinished, &self.state)
+    /// What is being made.
+    pub fn state(&self) -> &State {
+        &self.state
     }
+
+    /// Puts the state where it belongs, once swtpm_setup has ended well.
+    pub fn finish(&self, exit: &Exit) -> Result<(), SetupError> {
+        if !exit.success() {
+            return Err(SetupError::Failed(exit.clone()));
+        }
+        let _lock = self.state.lock()?;
+        Ok(self.state.finish(&self.config)?)
+    }
+}
+
+/// Why there is no new state.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// swtpm_setup failed. What it wrote to standard error says more.
+    #[error("swtpm_setup: {0}")]
+    Failed(Exit),
+    /// What it made could not be put where it belongs.
+    #[error(transparent)]
+    State(#[from] state::Error),
 }
 
 impl AsFd for Setup {

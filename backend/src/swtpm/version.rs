@@ -21,10 +21,18 @@ impl Version {
     pub const ALL: [Self; 2] = [Self::Tpm12, Self::Tpm2];
 
     /// The file that swtpm keeps the TPM's state in.
-    pub(super) fn state_file(self) -> &'static str {
+    pub fn state_file(self) -> &'static str {
         match self {
             Self::Tpm12 => "tpm-00.permall",
             Self::Tpm2 => "tpm2-00.permall",
+        }
+    }
+
+    /// The file that swtpm keeps in what goes with the power, for a TPM that is to go on later.
+    pub fn volatile_file(self) -> &'static str {
+        match self {
+            Self::Tpm12 => "tpm-00.volatilestate",
+            Self::Tpm2 => "tpm2-00.volatilestate",
         }
     }
 

@@ -65,14 +65,14 @@ impl Vtpm {
             Ok(Some(Event::Answer(answer))) => answer,
             Ok(Some(Event::LocalityRefused(_))) => &bad_locality,
             Ok(Some(Event::Undone)) => {
-                swtpm.settled();
+                swtpm.settled()?;
                 return self.pump(host, None).map(drop);
             }
             Err(e) => {
                 let expected = ending && matches!(e, swtpm::Error::Ended(_));
                 if let swtpm::Error::Ended(status) = &e {
                     self.say(Level::Info, format_args!("swtpm {pid} ended ({status})"));
-                    self.machine.ended(&mut host.claims);
+                    self.machine.ended(&mut host.claims, &host.config);
                 }
                 return if expected { Ok(()) } else { Err(e.into()) };
             }
@@ -90,7 +90,7 @@ impl Vtpm {
                 swtpm.undo()?;
             }
             if swtpm.is_free() {
-                swtpm.settled();
+                swtpm.settled()?;
             }
         }
         if let Err(e) = delivered {
