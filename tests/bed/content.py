@@ -30,7 +30,7 @@ tcsd tpm_version tpm_takeownership tpm_getpubek tpm_sealdata tpm_unsealdata tpm_
 tpm2 keyctl openssl sha1sum sha256sum setpriv python3 bash
 """.split()
 
-GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy".split()
+GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc xen-evtchn".split()
 
 # What the selftests of the kernel and our own checks import.
 GUEST_PYTHON = """
@@ -147,8 +147,8 @@ def python_files():
     return [path for path in json.loads(done.stdout) if path.startswith("/usr/lib/python3")]
 
 
-def guest_image(modules, selftests, module):
-    """A guest's system: the tools of the TPM, our module beside the stock one, and the checks."""
+def guest_image(modules, selftests, module, hostile):
+    """A guest's system: the tools of the TPM, our module beside the stock one, the bad frontend, and the checks."""
     image = base_image()
     add_programs(image, GUEST_PROGRAMS)
     for path in glob.glob("/usr/bin/tpm2_*"):
@@ -168,5 +168,16 @@ def guest_image(modules, selftests, module):
         image.tree("/selftests", selftests)
     image.tree("/bed", f"{HERE}/guest", skip=("init",))
     image.file("/init", f"{HERE}/guest/init", 0o755)
+    image.program("/usr/sbin/xen-hostile-frontend", hostile)
+    for name in ("poweroff", "reboot"):
+        image.text(f"/usr/sbin/{name}", f"#!/bin/sh\nexec busybox {name} -f\n", 0o755)
+    return image
+
+
+def driver_domain_image(modules, backend):
+    """A driver domain's system: as dom0's, but it is told what to do as a guest is."""
+    image = dom0_image(modules, backend)
+    for name in ("init", "run"):
+        image.file("/init" if name == "init" else f"/bed/{name}", f"{HERE}/guest/{name}", 0o755)
     image.text("/usr/sbin/poweroff", "#!/bin/sh\nexec busybox poweroff -f\n", 0o755)
     return image

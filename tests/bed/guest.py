@@ -15,11 +15,14 @@ DEAD = re.compile(r"Kernel panic|Attempted to kill init|---\[ end Kernel panic")
 
 @dataclasses.dataclass
 class Vtpm:
-    """One vTPM of a guest: the version of its TPM, and whether that has an endorsement key."""
+    """One vTPM of a guest: the version of its TPM, whether that has an endorsement key, who serves it, and what
+    the backend's configuration has for it beside the version."""
 
     uuid: str
     version: str = "2.0"
     key: bool = True
+    backend: str = "0"
+    policy: str = ""
 
 
 @dataclasses.dataclass
@@ -34,14 +37,15 @@ class Outcome:
 class Guest:
     """A PV guest with the given vTPMs."""
 
-    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options=""):
+    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", **config):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
             "extra": f"'console=hvc0 earlyprintk=xen quiet rdinit=/init {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
-            "vtpm": [f"backend=0,uuid={vtpm.uuid}" for vtpm in self.vtpms],
+            "vtpm": [f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms],
+            **config,
         }
         self.create = f"xl create /run/{name}.cfg"
         self.log = f"{machine.share}/console/guest-{name}.log"
@@ -64,7 +68,7 @@ class Guest:
         return time.monotonic() - start
 
     def attach(self):
-        """Finds the guest's console, which is another one after a restore."""
+        """Finds the guest's console, which is another one after a restore or a reboot."""
         self._tty = self.machine.must(
             f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 

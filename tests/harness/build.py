@@ -41,6 +41,11 @@ def backend_path():
     return f"{BUILD}/cargo/release/xen-vtpmd"
 
 
+def hostile_path():
+    """The frontend that breaks every rule."""
+    return f"{BUILD}/cargo/release/xen-hostile-frontend"
+
+
 def build_backend():
     """Builds the workspace as it is installed."""
     must(["cargo", "build", "--release", "--workspace"], "backend.log", "the backend does not build",

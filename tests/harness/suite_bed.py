@@ -11,6 +11,7 @@ from bed import content
 from bed.guest import Guest, Vtpm
 from bed.qemu import BedError, Machine
 from harness import build, steps
+from harness.report import Failure
 from harness.steps import BUILD, StepError, must, step
 
 SCENARIOS = os.path.join(steps.TOP, "tests/bed/scenarios")
@@ -29,10 +30,10 @@ class Bed:
         self.machine = None
         self._uuids = 0
 
-    def vtpm(self, version="2.0", key=True):
+    def vtpm(self, version="2.0", key=True, **more):
         """A new vTPM, with an endorsement key or without."""
         self._uuids += 1
-        return Vtpm(UUID.format(self._uuids), version, key)
+        return Vtpm(UUID.format(self._uuids), version, key, **more)
 
     def write_guest_image(self):
         """Writes the guests' initramfs; returns its path."""
@@ -40,24 +41,35 @@ class Bed:
         os.makedirs(images, exist_ok=True)
         image = content.guest_image(content.Modules(self.kernel.modules),
                                     f"{self.kernel.source}/tools/testing/selftests/tpm2",
-                                    build.module_path(self.kernel))
+                                    build.module_path(self.kernel), build.hostile_path())
         image.write(f"{images}/guest.cpio")
         return f"{images}/guest.cpio"
 
-    def boot(self, vtpms, cpus=1, options="", config="", dom0_memory=1024):
-        """Boots Xen and dom0, and starts the backend; it knows the versions of `vtpms`. `config` is more of its
-        configuration, for all of them."""
+    def write_driver_domain_image(self, trees):
+        """Writes the initramfs of a driver domain, with these folders; returns its path."""
+        os.makedirs(f"{self.work}-images", exist_ok=True)
+        image = content.driver_domain_image(content.Modules(self.kernel.modules), build.backend_path())
+        for path, source in trees.items():
+            image.tree(path, source)
+        image.write(f"{self.work}-images/driver.cpio")
+        return f"{self.work}-images/driver.cpio"
+
+    def boot(self, vtpms, cpus=1, options="", config="", files=None, **memory):
+        """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of `vtpms`. `config`
+        is more of its configuration, for all of them."""
         dom0 = content.dom0_image(content.Modules(self.kernel.modules), build.backend_path())
         dom0.file("/boot/guest.cpio", self.write_guest_image())
         images = f"{self.work}-images"
         for vtpm in vtpms:
             dom0.tree(f"/var/lib/xen-vtpmd/{vtpm.uuid}", tpm_state(vtpm))
         dom0.file("/boot/vmlinux", self.kernel.vmlinux)
+        for path, source in (files or {}).items():
+            dom0.file(path, source)
         dom0.write(f"{images}/dom0.cpio")
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{images}/dom0.cpio",
-                               cpus=cpus, options=options, dom0_memory=dom0_memory)
+                               cpus=cpus, options=options, **memory)
         seconds = self.machine.start()
-        versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n' for vtpm in vtpms)
+        versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms)
         self.machine.must(f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd check-config")
         self.start_backend()
         return seconds
@@ -178,7 +190,7 @@ def _run_one(module, bed):
         start = time.monotonic()
         try:
             module.run(bed)
-        except (BedError, StepError) as why:
+        except (BedError, StepError, Failure) as why:
             bed.report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start, str(why))
         finally:
             bed.stop()

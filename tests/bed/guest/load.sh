@@ -70,3 +70,9 @@ check_refused_outside_xen() {
 	grep -q xen_tpmfront /proc/modules && fail "it stays loaded"
 	:
 }
+
+# The kernel's own driver serves the device, not ours.
+check_stock_driver() {
+	wait_for 30 test -c /dev/tpm0
+	is "the taint of the loaded module" "$(cat /sys/module/xen_tpmfront/taint)" ''
+}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Keeps books of a TPM whose backend is killed: no command counts twice, none that was answered is lost, and
+no PCR is reset in silence. What the books say is in /run/ledger."""
+
+import collections
+import errno
+import os
+import struct
+import sys
+import time
+
+from tpm import Tpm
+
+PCR = 16
+INDEX = 0x1500020
+BOOK = "/run/ledger"
+# How long a backend may be away. Longer than the host takes to notice.
+PATIENCE = 120
+INTERVAL = 0.05
+
+
+class Ledger:
+    """What the TPM has to say next, and what happened so far."""
+
+    def __init__(self, may_reset):
+        self.tpm = Tpm()
+        self.may_reset = may_reset
+        self.pcr = self.tpm.pcr(PCR)
+        self.counter = self.read_counter() if self.tpm.kind == "2.0" else 0
+        self.seen = collections.Counter()
+
+    def write(self, state):
+        """Writes the book, whole: it is read at any moment."""
+        seen = " ".join(f"{name} {count}" for name, count in sorted(self.seen.items()))
+        with open(BOOK + ".new", "w", encoding="ascii") as file:
+            file.write(f"{state} counter {self.counter} {seen}\n")
+        os.rename(BOOK + ".new", BOOK)
+
+    def nv(self, code, rest=b""):
+        """A command on the counter, authorised by its own empty password."""
+        session = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
+        return self.tpm.command(0x8002, code, struct.pack(">II", INDEX, INDEX) + session + rest)
+
+    def read_counter(self):
+        """The counter; zero if it was never used."""
+        code, answer = self.nv(0x14e, struct.pack(">HH", 8, 0))
+        if code == 0x14a:
+            return 0
+        assert code == 0, f"NV_Read: {code:#x}"
+        return struct.unpack(">Q", answer[6:14])[0]
+
+    def retry(self, function, *arguments):
+        """Asks until there is an answer again."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return function(*arguments)
+            except OSError as why:
+                name = errno.errorcode.get(why.errno, str(why.errno))
+                self.seen[name] += 1
+                self.write(f"waiting {name}")
+                assert time.monotonic() < until, f"no answer for {PATIENCE} s: {name}"
+                time.sleep(INTERVAL)
+
+    def extend(self, number):
+        """The PCR is the old one and the digest if the command was answered, else that or the old one."""
+        digest = self.tpm.hash(b"%d" % number)
+        after = self.tpm.hash(self.pcr + digest)
+        allowed = [after]
+        try:
+            code = self.tpm.extend(PCR, digest)
+            assert code == 0, f"extend: {code:#x}"
+        except OSError as why:
+            self.seen[errno.errorcode.get(why.errno, str(why.errno))] += 1
+            allowed.append(self.pcr)
+        if len(allowed) == 1 and number % 4:
+            self.pcr = after
+            return
+        # The failure may show here only, where a read tells of it.
+        failures = sum(self.seen.values())
+        value = self.retry(self.tpm.pcr, PCR)
+        lost = sum(self.seen.values()) > failures or len(allowed) > 1
+        if value not in allowed and self.may_reset and lost and value == bytes(len(value)):
+            self.seen["resets"] += 1
+        else:
+            assert value in allowed, \
+                f"extend {number} {'was not answered' if len(allowed) > 1 else 'was answered'}, " \
+                f"and PCR {PCR} is {value.hex()}: not {' or '.join(one.hex() for one in allowed)}"
+        self.pcr = value
+
+    def increment(self):
+        """The counter goes up by one if the command was answered, else by one or not at all; never back."""
+        failed = False
+        try:
+            code, _ = self.nv(0x134)
+            assert code == 0, f"NV_Increment: {code:#x}"
+        except OSError as why:
+            self.seen[errno.errorcode.get(why.errno, str(why.errno))] += 1
+            failed = True
+        value = self.retry(self.read_counter)
+        allowed = range(self.counter if failed else self.counter + 1, self.counter + 2)
+        # The first use starts at the highest value that any counter of this TPM had.
+        assert value in allowed or self.counter == 0 and value, f"the counter went from {self.counter} to {value}"
+        self.counter = value
+
+
+def main(policy, least):
+    """Works until /run/ledger.stop is there. `least` is what the counter must have reached."""
+    ledger = Ledger(policy == "restart")
+    assert ledger.counter >= int(least), f"the counter went back from {least} to {ledger.counter}"
+    number = 0
+    while not os.path.exists(BOOK + ".stop"):
+        number += 1
+        ledger.extend(number)
+        if ledger.tpm.kind == "2.0" and number % 2:
+            ledger.increment()
+        ledger.seen["rounds"] = number
+        ledger.write("working")
+    ledger.write("ended")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except AssertionError as why:
+        with open(BOOK, "w", encoding="ascii") as file:
+            file.write(f"wrong {why}\n")
+        raise

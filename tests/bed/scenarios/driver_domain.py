@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The backend in a driver domain: a guest whose vTPM another guest serves."""
+
+import dataclasses
+import time
+
+from bed.guest import Guest
+from bed.scenarios.toolstack import must_be
+from bed.qemu import BedError
+from harness.report import Failure
+from harness.suite_bed import tpm_state
+
+SETS = ("test",)
+
+START = """
+modprobe -a xen-evtchn xen-gntdev
+mkdir -p /run/xen-vtpmd
+xen-vtpmd run >/run/xen-vtpmd.log 2>&1 &
+sleep 1
+kill -0 $!
+"""
+
+
+def gone(bed, domid):
+    """The driver domain has removed the vTPM's folder, which only it can, and ended its swtpm."""
+    must_be(bed.machine, f"xenstore-ls /local/domain/{domid}/backend/vtpm 2>/dev/null | wc -l", "0")
+    until = time.monotonic() + 10
+    while bed.driver_domain.run("pidof swtpm").code == 0:
+        if time.monotonic() > until:
+            raise Failure("its swtpm is still there")
+        time.sleep(0.5)
+
+
+def detach(bed, guest, domid):
+    """xl vtpm-detach."""
+    bed.machine.must(f"xl vtpm-detach {guest.name} 0", 60)
+    gone(bed, domid)
+
+
+def destroy(bed, guest, domid):
+    """xl destroy."""
+    guest.destroy()
+    gone(bed, domid)
+
+
+def run(bed):
+    """The domain first, then the guest: PCRs work, and what xl takes away is gone in both domains."""
+    vtpm = dataclasses.replace(bed.vtpm("2.0"), backend="driver")
+    state = tpm_state(vtpm)
+    files = {"/boot/driver.cpio": bed.write_driver_domain_image({f"/var/lib/xen-vtpmd/{vtpm.uuid}": state})}
+    bed.boot([], files=files)
+    driver = Guest(bed.machine, "driver", ramdisk="'/boot/driver.cpio'", driver_domain=1)
+    bed.driver_domain = driver
+    driver.start()
+    driver.must(START)
+    domid = bed.machine.must("xl domid driver").strip()
+    try:
+        with bed.guest("served", [vtpm]) as guest:
+            bed.checks(guest, "module_loads", "tpm20_is_found", "tpm2_pcrextend", "tpm2_nv")
+            bed.record("the guest says who serves it", served_by, guest, domid)
+            bed.record("vtpm-detach", detach, bed, guest, domid)
+            bed.machine.must(f"xl vtpm-attach served uuid={vtpm.uuid} backend=driver", 60)
+            bed.checks(guest, "tpm20_is_found", "tpm2_getrandom")
+            bed.record("xl destroy", destroy, bed, guest, domid)
+            guest.start()
+            bed.checks(guest, "module_loads", "tpm2_getrandom")
+        bed.record("xl shutdown", gone, bed, domid)
+    finally:
+        try:
+            print(driver.must("tail -n 40 /run/xen-vtpmd.log"))
+        except BedError as why:
+            print(why)
+
+
+def served_by(guest, domid):
+    """The kernel log names the driver domain."""
+    line = guest.must("dmesg | grep 'served by'").strip()
+    if not line.endswith(f"served by domain {domid}"):
+        raise Failure(line)
+    return line

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The daemon and swtpm are killed under load at fifty moments, that a seed decides."""
+
+from bed.scenarios import survives
+
+SETS = ("deep",)
+
+
+def run(bed):
+    """As the short one, longer. SEED= repeats a run."""
+    survives.scenario(bed, {"daemon": 30, "restart": 8, "closed": 4, "first start": 8})

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The daemon and swtpm are killed under load: guests keep their TPMs, and no state is lost."""
+
+import os
+import random
+import re
+import time
+
+from bed import health
+from bed.guest import Vtpm
+from bed.scenarios.toolstack import must_be
+from harness.report import Failure
+
+SETS = ("test",)
+
+STATE = "/var/lib/xen-vtpmd"
+ATTACH_LIMIT = 15
+
+
+def start_books(guest, policy, least=0):
+    """Starts the guest's load."""
+    guest.must("rm -f /run/ledger /run/ledger.stop")
+    guest.must(f"python3 -E -s /bed/ledger.py {policy} {least} >/run/ledger.out 2>&1 &")
+
+
+def book(guest):
+    """What the guest's books say: a word, and numbers by name. Fails when they say that something is wrong."""
+    text = guest.must("cat /run/ledger 2>/dev/null || cat /run/ledger.out").strip()
+    if not re.match("working|waiting|ended", text):
+        raise Failure(f"{guest.name}: {text}")
+    return text.split()[0], {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", text)}
+
+
+def progress(guest, limit=40):
+    """Waits until the load has gone on."""
+    until, before = time.monotonic() + limit, book(guest)[1].get("rounds", 0)
+    while book(guest)[1].get("rounds", 0) < before + 2:
+        if time.monotonic() > until:
+            raise Failure(f"{guest.name}: no progress in {limit} s: {book(guest)}")
+        time.sleep(0.2)
+
+
+def pid_of(bed, vtpm):
+    """The process behind a vTPM."""
+    record = bed.machine.must(f"cat /run/xen-vtpmd/{vtpm.uuid}.json")
+    return re.search(r'"pid": *(\d+)', record)[1]
+
+
+def kill_daemon(bed, guests, chance):
+    """kill -9; a new one takes over, now and then after it was killed in the midst of that."""
+    before = bed.machine.must("pidof swtpm").split()
+    time.sleep(chance.uniform(0, 1.5))
+    bed.stop_backend("KILL")
+    if chance.random() < 0.3:
+        pause = chance.uniform(0, 0.6)
+        bed.start_backend(wait=pause)
+        bed.stop_backend("KILL")
+    bed.start_backend()
+    for guest in guests:
+        progress(guest)
+    after = bed.machine.must("pidof swtpm").split()
+    if sorted(before) != sorted(after):
+        raise Failure(f"swtpm had the pids {before} before, and {after} after the daemon was killed")
+    return str({guest.name: book(guest)[1] for guest in guests})
+
+
+def kill_restarting(bed, guest, chance):
+    """kill -9 of a swtpm whose vTPM comes back at once: as a TPM that has just been started."""
+    vtpm, = guest.vtpms
+    resets = book(guest)[1].get("resets", 0)
+    time.sleep(chance.uniform(0, 1.5))
+    old = pid_of(bed, vtpm)
+    bed.machine.must(f"kill -9 {old}")
+    progress(guest)
+    if pid_of(bed, vtpm) == old:
+        raise Failure("it has the same process")
+    if book(guest)[1].get("resets", 0) != resets + 1:
+        raise Failure(f"the guest has not seen that its PCRs are reset: {book(guest)}")
+
+
+def kill_closed(bed, guest, chance):
+    """kill -9 of a swtpm whose vTPM stays closed: the guest has no TPM until it is started anew."""
+    vtpm, = guest.vtpms
+    time.sleep(chance.uniform(0, 1.5))
+    bed.machine.must(f"kill -9 {pid_of(bed, vtpm)}")
+    must_be(guest, "cut -d' ' -f1-2 /run/ledger", "waiting EPIPE", 20)
+    rounds = book(guest)[1]["rounds"]
+    time.sleep(3)
+    state, numbers = book(guest)
+    if state != "waiting" or numbers["rounds"] != rounds:
+        raise Failure(f"a command was answered: {numbers}")
+    guest.destroy()
+    guest.start()
+    bed.checks(guest, "module_loads", "ledger_reset")
+    start_books(guest, "closed", numbers["counter"])
+    must_be(guest, "test -e /run/ledger || sleep 1; cut -d' ' -f1 /run/ledger", "working", 20)
+
+
+def kill_at_first_start(bed, guest, chance):
+    """kill -9 while the state of a new vTPM is made: in the end there is none, or a whole one."""
+    machine, vtpm = bed.machine, Vtpm(bed.vtpm().uuid)
+    victim = chance.choice(["xen-vtpmd", "swtpm_setup", "swtpm"])
+    before = set(machine.run("pidof swtpm")[1].split())
+    machine.must(f"(timeout 30 xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0; echo done) >/run/attach 2>&1 &")
+    time.sleep(chance.uniform(0, 2.5))
+    if victim == "xen-vtpmd":
+        bed.stop_backend("KILL")
+        bed.start_backend()
+    else:
+        victims = set(machine.run(f"pidof {victim}")[1].split()) - before
+        machine.run(f"kill -9 {' '.join(victims)}" if victims else ":")
+    must_be(machine, "tail -n 1 /run/attach", "done", ATTACH_LIMIT + 5)
+    machine.run(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
+    must_be(machine, f"xl vtpm-list {guest.name} | grep -c {vtpm.uuid}", "0", 20)
+    # Whatever is there now has to start.
+    machine.must(f"xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0", 60)
+    must_be(machine, f"xl vtpm-list {guest.name} | grep {vtpm.uuid} | tr -s ' ' | cut -d' ' -f5", "4", 20)
+    machine.must(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
+    must_be(machine, f"xl vtpm-list {guest.name} | grep -c {vtpm.uuid}", "0", 20)
+    return f"{victim} killed"
+
+
+def ends_well(bed, guests, idle):
+    """The books are closed; with the guests gone, the daemon has what it had at first."""
+    found = {}
+    for guest in guests:
+        guest.must("touch /run/ledger.stop")
+        must_be(guest, "cut -d' ' -f1 /run/ledger", "ended", 20)
+        found[guest.name] = book(guest)[1]
+        guest.shutdown()
+    health.no_panic(bed.machine)
+    must_be(bed.machine, "pidof swtpm swtpm_setup | wc -w", "0", 15)
+    must_be(bed.machine, f"ls {STATE} | grep -c new", "0")
+    health.compare(idle, health.holdings(bed.machine))
+    return str(found)
+
+
+def scenario(bed, plan):
+    """Kills as `plan` says, how often in which way, in an order and at moments that the seed decides."""
+    seed = int(os.environ.get("SEED") or time.time())
+    chance = random.Random(seed)
+    kinds = [kind for kind, count in plan.items() for _ in range(count)]
+    chance.shuffle(kinds)
+    new, old = bed.vtpm("2.0"), bed.vtpm("1.2", on_death="restart")
+    bed.boot([new, old])
+    idle = health.holdings(bed.machine)
+    with bed.guest("closed", [new]) as closed, bed.guest("restart", [old]) as restart:
+        for guest in (closed, restart):
+            bed.checks(guest, "module_loads")
+        bed.checks(closed, "ledger_counter")
+        for guest in (closed, restart):
+            start_books(guest, guest.name)
+            must_be(guest, "test -e /run/ledger || sleep 1; cut -d' ' -f1 /run/ledger", "working", 20)
+        ways = {"daemon": (kill_daemon, (closed, restart)), "restart": (kill_restarting, restart),
+                "closed": (kill_closed, closed), "first start": (kill_at_first_start, restart)}
+        for number, kind in enumerate(kinds, 1):
+            function, whom = ways[kind]
+            if not bed.record(f"kill {number} of {len(kinds)}: {kind}", function, bed, whom, chance):
+                raise Failure(f"SEED={seed} repeats this")
+        bed.record(f"nothing is lost, and nothing left over (SEED={seed})", ends_well, bed, (closed, restart), idle)
+
+
+def run(bed):
+    """A few of each."""
+    scenario(bed, {"daemon": 3, "restart": 2, "closed": 1, "first start": 2})
