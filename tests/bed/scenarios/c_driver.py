@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The stock C driver with our backend: its TPM 1.2 works as with ours."""
+"""Others than ours at the ends: the stock C driver as frontend, and oxenstored in xenstored's place."""
 
-from bed.scenarios import guests
+from bed.scenarios import toolstack
 
 SETS = ("test",)
+
+CHECKS = ("stock_driver", "tpm12_is_found", "sysfs_pubek", "sysfs_pcrs", "tpm12_pcr_extend", "busy_device",
+          "tpm_takeownership", "tpm_sealdata")
 
 
 def run(bed):
@@ -11,9 +14,10 @@ def run(bed):
     loses it now and then (race T2)."""
     vtpm = bed.vtpm("1.2")
     bed.driver = "c"
-    bed.boot([vtpm])
+    bed.boot([vtpm], options="bed.oxenstored")
+    bed.machine.must("pidof oxenstored && ! pidof xenstored")
     with bed.guest("stock", [], options="bed.tpms=1.2") as guest:
         guest.must(". /bed/lib.sh; load_driver")
-        bed.machine.must(f"xl vtpm-attach stock uuid={vtpm.uuid} backend=0", 60)
-        guest.vtpms.append(vtpm)
-        bed.checks(guest, "stock_driver", *guests.TPM12, "partial_reads", "busy_device", *guests.TROUSERS)
+        bed.record("vtpm-attach", toolstack.attach, bed, guest, vtpm)
+        bed.checks(guest, *CHECKS)
+        bed.record("vtpm-detach", toolstack.detach, bed, guest, vtpm.uuid, 0)

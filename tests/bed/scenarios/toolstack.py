@@ -50,7 +50,8 @@ def detach(bed, guest, uuid, left):
     seconds = time.monotonic() - start
     if seconds > QUICK:
         raise Failure(f"xl vtpm-detach took {seconds:.1f} s")
-    must_be(bed.machine, f"xenstore-list {BASE}/{domid}", "0")
+    folders = f"xenstore-list {BASE}/{domid} 2>/dev/null | wc -l"
+    must_be(bed.machine, f"xenstore-exists {BASE}/{domid} && {folders} || echo 0", str(left))
     must_be(bed.machine, "pidof swtpm | wc -w", str(left))
 
 
