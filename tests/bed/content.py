@@ -130,6 +130,9 @@ def dom0_image(modules, backend):
     add_programs(image, DOM0_PROGRAMS)
     dlopened(image, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
              "/usr/lib/x86_64-linux-gnu/swtpm/*.so*")
+    # What oxenstored loads by dlopen().
+    for plugin in glob.glob("/usr/lib/xen-4.*/ocaml/xsd_glue/*/*.cmxs"):
+        image.program(plugin)
     image.tree("/etc/xen", skip=("scripts",))
     modules.add(image, DOM0_MODULES)
     image.program("/usr/sbin/xen-vtpmd", backend)
