@@ -108,10 +108,11 @@ class Bed:
         versions = ",".join(vtpm.version for vtpm in vtpms)
         options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
         guest = Guest(self.machine, name, vtpms, **options)
-        start = time.monotonic()
+        start, started = time.monotonic(), False
         try:
             guest.start()
             self.report.add(self.suite, f"{name}: starts", "pass", time.monotonic() - start)
+            started = True
             yield guest
             self.checks(guest, "kernel_log")
             start = time.monotonic()
@@ -122,6 +123,9 @@ class Bed:
                             f"{why}\n{self._tail(name)}")
             with contextlib.suppress(BedError):
                 guest.destroy()
+            # There is no guest for the rest of the scenario.
+            if not started:
+                raise
 
     def _tail(self, name):
         with contextlib.suppress(OSError):
