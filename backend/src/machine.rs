@@ -189,7 +189,10 @@ impl Machine {
                 Ok(record::end(config, &[(uuid.clone(), found)])?)
             }
             Some(found) => Err(Error::InUse(uuid.clone(), found.record.vtpm)),
-            None => Ok(record::remove(config, uuid)),
+            None => {
+                record::remove(config, uuid);
+                Ok(())
+            }
         }
     }
 

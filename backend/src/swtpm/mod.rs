@@ -87,7 +87,8 @@ pub enum Event<'a> {
     Undone,
 }
 
-/// Where a [`Swtpm`] got readable: the code that it gives to its [`Registrar`].
+/// Where a [`Swtpm`] got readable: the code that it gives to its
+/// [`Registrar`](crate::watch::Registrar).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Source {
