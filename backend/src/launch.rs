@@ -270,14 +270,17 @@ impl Launch {
                 limit(Resource::Nproc, MAX_PROCESSES)?;
                 // Before the view changes: the probe is nobody's business in there.
                 let landlock = landlock();
-                self.close_the_room(folder)?;
+                self.close_the_room(folder, *uid)?;
                 (setpriv(*uid, *uid, &landlock), Path::new(STATE))
             }
         };
         let program = match room {
             Room::Open(_) => &arguments[1..],
             _ => {
-                command.env_clear().env("PATH", "/usr/sbin:/usr/bin");
+                command
+                    .env_clear()
+                    .env("PATH", "/usr/sbin:/usr/bin")
+                    .env("HOME", "/tmp");
                 arguments
             }
         };
@@ -287,7 +290,7 @@ impl Launch {
     }
 
     /// A view of the machine with programs, two devices and one state folder, and no network.
-    fn close_the_room(&self, folder: &Path) -> Result<(), String> {
+    fn close_the_room(&self, folder: &Path, uid: u32) -> Result<(), String> {
         let root = self.run_dir.join("root");
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
         let bind = |from: &Path, to: &str, flags| {
@@ -333,7 +336,10 @@ impl Launch {
             let from = Path::new("/").join(device);
             mount_bind(&from, inside(device)).map_err(failed(from.display()))?;
         }
-        // swtpm_setup reads its settings, of which it needs none, and talks to its swtpm by a socket.
+        // swtpm_setup wants to know its user's name and its settings, of which it needs none, and talks
+        // to its swtpm by a socket.
+        let user = format!("vtpm:x:{uid}:{uid}::/tmp:/bin/false\n");
+        fs::write(inside("etc/passwd"), user).map_err(failed("passwd"))?;
         File::create(inside("etc/swtpm_setup.conf")).map_err(failed("swtpm_setup.conf"))?;
         let scratch = MountFlags::NOEXEC | safe;
         mount(
@@ -377,7 +383,9 @@ fn landlock() -> Vec<&'static str> {
         "--landlock-rule",
         "path-beneath:execute,read-file,read-dir:/usr",
     ];
-    const OWN: [&str; 6] = [
+    const OWN: [&str; 8] = [
+        "--landlock-rule",
+        "path-beneath:read-file:/etc",
         "--landlock-rule",
         "path-beneath:read-file,read-dir,write-file,truncate,make-reg,remove-file:/state",
         "--landlock-rule",

@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod archive;
 pub mod config;
 pub mod connection;
 pub mod control;

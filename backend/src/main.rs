@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 
+use xen_vtpmd::archive;
 use xen_vtpmd::config::{self, Config, Uuid};
 use xen_vtpmd::control::{self, Request};
 use xen_vtpmd::daemon::Daemon;
@@ -72,6 +73,24 @@ enum Task {
         /// 1.2 or 2.0 [default: the configuration's]
         #[arg(long)]
         version: Option<Version>,
+    },
+    /// Put a vTPM that no guest uses into one file, and remove it here
+    Export {
+        /// Which vTPM
+        uuid: Uuid,
+        /// A file that is not there yet
+        file: PathBuf,
+        /// Leave it here too, for a backup: a vTPM must never run from two places
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Take in a vTPM that was exported, or one from a folder of swtpm's
+    Import {
+        /// The file, or the folder
+        path: PathBuf,
+        /// Which vTPM it is to be [default: the one that was exported]
+        #[arg(long)]
+        uuid: Option<Uuid>,
     },
     /// Say what is wrong with a configuration, with line and key
     CheckConfig {
@@ -146,6 +165,13 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
             let mut setup = Setup::spawn(&config, &state)?;
             let exit = setup.process().wait(SETUP_LIMIT)?;
             setup.finish(&exit.ok_or("swtpm_setup does not come to an end")?)?;
+        }
+        Task::Export { uuid, file, keep } => {
+            archive::export(&load(args.config)?, &uuid, &file, keep)?;
+        }
+        Task::Import { path, uuid } => {
+            let uuid = archive::import(&load(args.config)?, &path, uuid.as_ref())?;
+            println!("{uuid}");
         }
         Task::Launch { launch } => {
             let launch: Launch = serde_json::from_str(&launch)?;

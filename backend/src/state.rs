@@ -243,12 +243,17 @@ impl State {
         Ok(path)
     }
 
-    /// Gives the new state its right name, now that it is whole. The caller has the lock.
-    pub fn finish(&self, config: &Config) -> Result<(), Error> {
+    /// Gives the new state its right name, now that it is whole. `saved` says whether it has the volatile
+    /// state of a guest that was saved. The caller has the lock.
+    pub fn finish(&self, config: &Config, saved: bool) -> Result<(), Error> {
         let unfinished = self.unfinished();
 
         if let Some(first) = config.first_uid {
             self.own(&unfinished, first)?;
+        }
+        match saved {
+            true => self.mark_saved()?,
+            false => self.unmark_saved()?,
         }
         let renamed = sync_folder(&unfinished)
             .and_then(|()| fs::rename(&unfinished, &self.path))

@@ -203,7 +203,7 @@ impl Setup {
             return Err(SetupError::Failed(exit.clone()));
         }
         let _lock = self.state.lock()?;
-        Ok(self.state.finish(&self.config)?)
+        Ok(self.state.finish(&self.config, false)?)
     }
 }
 

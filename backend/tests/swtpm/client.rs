@@ -2,7 +2,7 @@
 
 //! Commands, starts and ends.
 
-use crate::bench::{code, extend_2, have_swtpm, kill, pcr_2, Bench, Seen, GET_RANDOM};
+use crate::bench::{extend_2, have_swtpm, kill, pcr_2, Bench, Seen, GET_RANDOM};
 use xen_vtpmd::swtpm::{Error, Version};
 
 /// TPM 1.2: reads a PCR.
