@@ -11,7 +11,7 @@ from bed.guest import Vtpm
 from bed.scenarios.toolstack import must_be
 from harness.report import Failure
 
-SETS = ("test",)
+SETS = ("deep",)
 
 STATE = "/var/lib/xen-vtpmd"
 ATTACH_LIMIT = 15
