@@ -39,6 +39,10 @@ const FAIL_LIMIT: Duration = Duration::from_secs(2);
 /// How long a TPM that died is not started again: a guest that kills its TPM is not to keep us busy.
 const REVIVE_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long Closed is shown in a driver domain before the vTPM's folder goes: libxl, which waits for this very
+/// state, takes a folder that is gone when it looks for a failure.
+const CLOSED_SHOWN: Duration = Duration::from_secs(1);
+
 /// How long a guest has to close when the toolstack takes its vTPM away. A guest that is being
 /// destroyed never does.
 const LEAVE_LIMIT: Duration = Duration::from_millis(500);
@@ -106,7 +110,7 @@ pub struct Vtpm {
     /// The particulars of the last attempt to connect, so that it is not repeated.
     tried: Option<Particulars>,
     /// When the stage ends that ends by time: starting, showing InitWait, failing, leaving, and being
-    /// closed if the TPM is to come back.
+    /// closed if the TPM is to come back, or the folder to go.
     deadline: Option<Instant>,
     /// When the guest, which sent events for nothing, can send the next.
     unmask_at: Option<Instant>,
@@ -224,11 +228,7 @@ impl Vtpm {
                 Stage::Starting => self.fail(host, &Failure::Slow),
                 Stage::Failing => self.close_lost(host),
                 Stage::Leaving => self.close(host),
-                Stage::Closed => {
-                    if let Err(failure) = self.start(host) {
-                        self.fail(host, &failure);
-                    }
-                }
+                Stage::Closed => self.after_closed(host),
                 _ => self.evaluate(host),
             }
         }
@@ -321,8 +321,10 @@ impl Vtpm {
                 self.start(host)?;
             }
         }
-        if self.stage == Stage::Closed && !facts.online {
-            self.clean_up(host);
+        // In a driver domain nobody else removes what the toolstack made there.
+        if self.stage == Stage::Closed && !facts.online && host.own_domid != 0 {
+            self.deadline
+                .get_or_insert_with(|| Instant::now() + CLOSED_SHOWN);
         }
         Ok(())
     }

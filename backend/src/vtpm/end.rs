@@ -154,11 +154,21 @@ impl Vtpm {
         self.machine.end(&mut host.claims, how);
     }
 
-    /// In a driver domain nobody else removes what the toolstack made there.
-    pub(super) fn clean_up(&self, host: &Host) {
-        if host.own_domid == 0 {
-            return;
+    /// Closed was shown for long enough: a fresh TPM comes up, or a driver domain removes the folder.
+    pub(super) fn after_closed(&mut self, host: &mut Host) {
+        let online = match self.facts(host) {
+            Ok(facts) => facts.online,
+            Err(e) => return self.fail(host, &e.into()),
+        };
+        if !online {
+            self.clean_up(host);
+        } else if let Err(failure) = self.start(host) {
+            self.fail(host, &failure);
         }
+    }
+
+    /// Removes what the toolstack made for this vTPM, and for its guest if that has no other.
+    fn clean_up(&self, host: &Host) {
         let store = &host.store;
         let done = store.remove(&self.paths.backend_folder()).and_then(|()| {
             let guests = self.paths.guests_folder();
