@@ -16,6 +16,10 @@ CARGO = (
     ("cargo doc", ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"],
      {"RUSTDOCFLAGS": "-D warnings"}),
 )
+DEEP = (
+    ("tests that take long, and 10^7 steps of the backend's fuzzer",
+     ["cargo", "test", "--release", "-p", "xen-vtpmd", "--", "--include-ignored"], {"XEN_VTPMD_STEPS": "10000000"}),
+)
 SOURCES = (".rs", ".c", ".h", ".py", ".sh", ".toml", ".rst")
 NAMED_SOURCES = ("Makefile", "Kbuild", "Kconfig", "packages")
 UNSAFE_ROOMS = ("src/xen/", "src/tpm/", "src/xen_sys/")
@@ -43,13 +47,13 @@ def none(found):
 
 def cargo(name, command, environment):
     """Runs one of Cargo's commands."""
-    log = name.replace(" ", "-") + ".log"
+    log = re.sub("[^a-z0-9]+", "-", name) + ".log"
     code = logged(["nice", *command], log, cwd=TOP, env={**cargo_environment(), **environment})
     with open(f"{LOGS}/{log}", encoding="utf-8", errors="replace") as file:
         text = file.read()
     if code:
         raise Failure(text[-4000:])
-    if name == "cargo test":
+    if command[1] == "test":
         passed = sum(int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE))
         if not passed:
             raise Failure("cargo test ran no test")
@@ -109,3 +113,9 @@ def run(report, kernels):
     report.check("host", "unsafe only in src/xen, src/tpm and src/xen_sys", unsafe_rooms)
     report.check("host", f"no file over {LONGEST} lines", lengths)
     report.check("host", "no archive host in the sources", no_hosts)
+
+
+def run_deep(report):
+    """Runs what is too slow for every day."""
+    for name, command, environment in DEEP:
+        report.check("host", name, cargo, name, command, environment)
