@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A guest that writes anything at any time, and a TPM that says anything, against all that stands
-//! between them. `XEN_VTPMD_STEPS=10000000 cargo test --release -p xen-vtpmd fuzz` is the deep run.
+//! between them. `make test-deep` sets XEN_VTPMD_STEPS to ten million.
 
 use std::cell::{Cell, RefCell};
 use std::io::Write;
