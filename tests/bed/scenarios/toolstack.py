@@ -8,7 +8,7 @@ from bed import health
 from bed.guest import Guest
 from harness.report import Failure
 
-SETS = ("deep",)
+SETS = ("test",)
 
 # xl itself waits ten seconds for a backend. "At once" is less, also under emulation.
 QUICK = 8.0
