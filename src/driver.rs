@@ -6,11 +6,16 @@
 use crate::{
     exchange::{
         Channel,
-        Control,
-        Failure, //
+        Control, //
     },
     locality::Locality,
-    protocol::layout,
+    protocol::{
+        exchange::{
+            Control as _,
+            Failure, //
+        },
+        layout, //
+    },
     tpm::{
         attribute::{
             Attribute,

@@ -1,7 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The shared page as memory that somebody else writes to at any moment. The two ends implement
-//! [`Page`] over a grant; host tests and model checkers over whatever they want to provoke.
+//! [`Memory`] over a grant, model checkers over their own atomics; what provokes the reader value
+//! by value implements [`Page`].
+
+use super::layout::{
+    LENGTH,
+    LOCALITY,
+    NR_EXTRA_PAGES,
+    PAD,
+    STATE, //
+};
 
 /// The one-byte fields of the header that carry no ordering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,4 +58,81 @@ pub trait Page {
 
     /// Overwrites everything from `offset` to the end of the page with zeroes.
     fn wipe(&self, offset: usize) -> Result<(), OutOfPage>;
+}
+
+/// One page of memory that is shared with another domain. `AT` and `offset` count bytes from the
+/// page's start.
+pub trait Memory {
+    /// Reads the byte at `AT`, before everything that is read later.
+    fn load_acquire<const AT: usize>(&self) -> u8;
+
+    /// Writes the byte at `AT`, after everything that was written earlier.
+    fn store_release<const AT: usize>(&self, value: u8);
+
+    /// Reads the byte at `AT`.
+    fn load<const AT: usize>(&self) -> u8;
+
+    /// Writes the byte at `AT`.
+    fn store<const AT: usize>(&self, value: u8);
+
+    /// Reads the little-endian number at `AT`.
+    fn load_le32<const AT: usize>(&self) -> u32;
+
+    /// Writes the little-endian number at `AT`.
+    fn store_le32<const AT: usize>(&self, value: u32);
+
+    /// Copies from the page.
+    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage>;
+
+    /// Copies to the page.
+    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage>;
+
+    /// Overwrites everything from `offset` to the end of the page with zeroes.
+    fn zero(&self, offset: usize) -> Result<(), OutOfPage>;
+}
+
+impl<M: Memory> Page for M {
+    fn state(&self) -> u8 {
+        self.load_acquire::<STATE>()
+    }
+
+    fn set_state(&self, value: u8) {
+        self.store_release::<STATE>(value);
+    }
+
+    fn byte(&self, field: Byte) -> u8 {
+        match field {
+            Byte::Locality => self.load::<LOCALITY>(),
+            Byte::Pad => self.load::<PAD>(),
+            Byte::NrExtraPages => self.load::<NR_EXTRA_PAGES>(),
+        }
+    }
+
+    fn set_byte(&self, field: Byte, value: u8) {
+        match field {
+            Byte::Locality => self.store::<LOCALITY>(value),
+            Byte::Pad => self.store::<PAD>(value),
+            Byte::NrExtraPages => self.store::<NR_EXTRA_PAGES>(value),
+        }
+    }
+
+    fn length(&self) -> u32 {
+        self.load_le32::<LENGTH>()
+    }
+
+    fn set_length(&self, value: u32) {
+        self.store_le32::<LENGTH>(value);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+        self.copy_from(offset, into)
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        self.copy_to(offset, from)
+    }
+
+    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+        self.zero(offset)
+    }
 }

@@ -6,8 +6,8 @@ use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 
-use xen_tpm_protocol::layout::{LENGTH, LOCALITY, NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE};
-use xen_tpm_protocol::{Byte, OutOfPage, Page};
+use xen_tpm_protocol::layout::PAGE_SIZE;
+use xen_tpm_protocol::{Memory, OutOfPage};
 
 use super::{sys, Error};
 
@@ -73,12 +73,13 @@ impl GrantedPage {
         unsafe { AtomicU8::from_ptr(byte) }
     }
 
-    /// The `length` field.
-    fn length_field(&self) -> &AtomicU32 {
-        const { assert!(LENGTH % align_of::<AtomicU32>() == 0) };
+    /// The number at `AT`.
+    fn number<const AT: usize>(&self) -> &AtomicU32 {
+        const { assert!(AT + size_of::<AtomicU32>() <= PAGE_SIZE) };
+        const { assert!(AT % align_of::<AtomicU32>() == 0) };
         // SAFETY: The field is within the mapping by the type invariant.
-        let field = unsafe { self.page.as_ptr().add(LENGTH) };
-        // SAFETY: As in `at`; aligned, because the page is and the check above.
+        let field = unsafe { self.page.as_ptr().add(AT) };
+        // SAFETY: As in `at`; aligned, because the page is and the check above, which keeps it within, too.
         unsafe { AtomicU32::from_ptr(field.cast::<u32>()) }
     }
 
@@ -95,41 +96,32 @@ impl GrantedPage {
     }
 }
 
-/// Where a plain byte of the header is.
-fn offset_of(field: Byte) -> usize {
-    match field {
-        Byte::Locality => LOCALITY,
-        Byte::Pad => PAD,
-        Byte::NrExtraPages => NR_EXTRA_PAGES,
-    }
-}
-
-impl Page for GrantedPage {
-    fn state(&self) -> u8 {
-        self.at(STATE).load(Ordering::Acquire)
+impl Memory for GrantedPage {
+    fn load_acquire<const AT: usize>(&self) -> u8 {
+        self.at(AT).load(Ordering::Acquire)
     }
 
-    fn set_state(&self, value: u8) {
-        self.at(STATE).store(value, Ordering::Release);
+    fn store_release<const AT: usize>(&self, value: u8) {
+        self.at(AT).store(value, Ordering::Release);
     }
 
-    fn byte(&self, field: Byte) -> u8 {
-        self.at(offset_of(field)).load(Ordering::Relaxed)
+    fn load<const AT: usize>(&self) -> u8 {
+        self.at(AT).load(Ordering::Relaxed)
     }
 
-    fn set_byte(&self, field: Byte, value: u8) {
-        self.at(offset_of(field)).store(value, Ordering::Relaxed);
+    fn store<const AT: usize>(&self, value: u8) {
+        self.at(AT).store(value, Ordering::Relaxed);
     }
 
-    fn length(&self) -> u32 {
-        u32::from_le(self.length_field().load(Ordering::Relaxed))
+    fn load_le32<const AT: usize>(&self) -> u32 {
+        u32::from_le(self.number::<AT>().load(Ordering::Relaxed))
     }
 
-    fn set_length(&self, value: u32) {
-        self.length_field().store(value.to_le(), Ordering::Relaxed);
+    fn store_le32<const AT: usize>(&self, value: u32) {
+        self.number::<AT>().store(value.to_le(), Ordering::Relaxed);
     }
 
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
         let range = self.range(offset, into.len())?;
         for (to, from) in into.iter_mut().zip(range) {
             *to = from.load(Ordering::Relaxed);
@@ -137,14 +129,14 @@ impl Page for GrantedPage {
         Ok(())
     }
 
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
         for (from, to) in from.iter().zip(self.range(offset, from.len())?) {
             to.store(*from, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+    fn zero(&self, offset: usize) -> Result<(), OutOfPage> {
         let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfPage)?;
         for byte in self.range(offset, len)? {
             byte.store(0, Ordering::Relaxed);
