@@ -131,7 +131,7 @@ impl exchange::Control for Control {
         };
 
         match wait {
-            event::Wait::News(left) => Wait::News(left),
+            event::Wait::News => Wait::News,
             event::Wait::TimedOut => Wait::TimedOut,
             event::Wait::Killed => Wait::Killed,
         }
@@ -139,6 +139,10 @@ impl exchange::Control for Control {
 
     fn ticks(ms: u32) -> Ticks {
         msecs_to_jiffies(ms)
+    }
+
+    fn now(&self) -> Ticks {
+        News::now()
     }
 }
 

@@ -30,7 +30,7 @@ pub const LEAST_LIMIT_MS: u32 = 60_000;
 /// How long a cancelled command may take to end, in milliseconds.
 pub const GRACE_MS: u32 = 5_000;
 
-/// A span of time in the clock's own unit: in the kernel, jiffies.
+/// The clock's own unit: in the kernel, jiffies. The clock may wrap.
 pub type Ticks = usize;
 
 /// Why a command has no answer.
@@ -66,8 +66,10 @@ pub trait Flag {
 
 /// What others want of the running command.
 pub struct Flags<F> {
-    /// A command is submitted, and the next event that finds the page answered is its end.
+    /// A command is submitted, and the next event that finds the page answered ends a wait.
     awaited: F,
+    /// The backend has a notification to send, which is one for a SUBMIT and one for a CANCEL.
+    due: F,
     /// The running command is to be cancelled.
     cancel: F,
     /// The connection is about to end.
@@ -79,6 +81,7 @@ impl<F: Flag> Flags<F> {
     pub fn new(flag: impl Fn() -> F) -> Self {
         Self {
             awaited: flag(),
+            due: flag(),
             cancel: flag(),
             hang_up: flag(),
         }
@@ -88,8 +91,8 @@ impl<F: Flag> Flags<F> {
 /// How a wait ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// There is news; so much of the time is left.
-    News(Ticks),
+    /// There is news.
+    News,
     /// The time is over.
     TimedOut,
     /// A fatal signal is pending for the waiting task.
@@ -118,6 +121,9 @@ pub trait Control {
     /// Milliseconds in the clock's unit.
     fn ticks(ms: u32) -> Ticks;
 
+    /// What the clock shows.
+    fn now(&self) -> Ticks;
+
     /// Cancels the running command, if there is one.
     fn cancel(&self) {
         self.flags().cancel.set(true);
@@ -136,22 +142,54 @@ pub trait Control {
         self.flags().hang_up.set(false);
     }
 
-    /// What to do when the backend notified: whether somebody waited for it. `state` is what the
-    /// page says.
+    /// What to do when the backend notified: whether it had to. `state` is what the page says.
+    ///
+    /// An answer that is gone again when the waiter looks is announced each time it comes, but
+    /// only the first is worth more than an event without a reason: a backend that plays with the
+    /// state must not get its events for nothing.
     fn event(&self, state: u8) -> bool {
-        let expected = ends_wait(state) && self.flags().awaited.swap(false);
-
-        if expected {
-            self.announce();
+        if !ends_wait(state) || !self.flags().awaited.swap(false) {
+            return false;
         }
-        expected
+        // First, because what is announced may be the end of this command and the next one's start.
+        let due = self.flags().due.swap(false);
+
+        self.announce();
+        due
     }
 
-    /// From now on an event that finds the page answered is an expected one. To be called before
-    /// the page is given to the backend, and before each look at it: an event that comes between a
+    /// From now on an event that finds the page answered is announced. To be called before the
+    /// page is given to the backend, and before each look at it: an event that comes between a
     /// look and the wait then still ends the wait.
     fn expect(&self) {
         self.flags().awaited.swap(true);
+    }
+}
+
+/// A time that is counted by the clock, and not by what the waits left of it: a wait that ends at
+/// once would leave all of it, however often that happens.
+struct Deadline {
+    start: Ticks,
+    limit: Ticks,
+}
+
+impl Deadline {
+    /// From now on.
+    fn new<C: Control>(control: &C, limit: Ticks) -> Self {
+        Self {
+            start: control.now(),
+            limit,
+        }
+    }
+
+    /// Waits for news until then.
+    fn wait<C: Control>(&self, control: &C, killable: bool) -> Wait {
+        let gone = control.now().wrapping_sub(self.start);
+
+        match self.limit.checked_sub(gone) {
+            None | Some(0) => Wait::TimedOut,
+            Some(left) => control.wait(left, killable),
+        }
     }
 }
 
@@ -217,6 +255,7 @@ impl Exchange {
         }
 
         let ready = self.ready.take().ok_or(Failure::Wedged)?;
+        flags.due.set(true);
         line.control().expect();
         let running = match ready.submit(line.page(), &request, locality) {
             Ok(running) => running,
@@ -228,7 +267,8 @@ impl Exchange {
         line.notify();
 
         let limit = duration.max(L::Control::ticks(LEAST_LIMIT_MS));
-        let result = self.await_end(line, running, limit);
+        let deadline = Deadline::new(line.control(), limit);
+        let result = self.await_end(line, running, &deadline);
         flags.awaited.set(false);
         match result? {
             End::Finished(finished) => {
@@ -249,7 +289,7 @@ impl Exchange {
         &mut self,
         line: &L,
         mut running: Running,
-        mut limit: Ticks,
+        deadline: &Deadline,
     ) -> Result<End, Failure> {
         let flags = line.control().flags();
         let mut failure = None;
@@ -264,8 +304,8 @@ impl Exchange {
             }
 
             // Whatever ends the wait, the page has one more look.
-            match line.control().wait(limit, true) {
-                Wait::News(left) => limit = left,
+            match deadline.wait(line.control(), true) {
+                Wait::News => {}
                 Wait::TimedOut => failure = Some(Failure::TimedOut),
                 Wait::Killed => failure = Some(Failure::Killed),
             }
@@ -286,8 +326,10 @@ impl Exchange {
         running: Running,
         failure: Failure,
     ) -> Result<End, Failure> {
+        line.control().flags().due.set(true);
         let mut cancelling = running.cancel(line.page());
-        let mut grace = L::Control::ticks(GRACE_MS);
+        let grace = Deadline::new(line.control(), L::Control::ticks(GRACE_MS));
+        let mut over = false;
 
         line.notify();
         loop {
@@ -306,14 +348,11 @@ impl Exchange {
                 }
                 Err(cancelling) => cancelling,
             };
-            if grace == 0 || line.control().flags().hang_up.get() {
+            if over || line.control().flags().hang_up.get() {
                 cancelling.abandon_page(line.page());
                 return Err(failure);
             }
-            grace = match line.control().wait(grace, false) {
-                Wait::News(left) => left,
-                Wait::TimedOut | Wait::Killed => 0,
-            };
+            over = grace.wait(line.control(), false) != Wait::News;
         }
     }
 }

@@ -161,8 +161,8 @@ impl<H: Handler> Drop for EventChannel<H> {
 /// How a wait ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// There is news; so much of the time is left.
-    News(Jiffies),
+    /// There is news.
+    News,
     /// The time is over.
     TimedOut,
     /// A fatal signal is pending for the waiting task.
@@ -183,6 +183,13 @@ unsafe impl Send for News {}
 unsafe impl Sync for News {}
 
 impl News {
+    /// The clock that limits are counted by. What a wait leaves of its limit is no measure: news
+    /// that came before it costs it no time.
+    pub(crate) fn now() -> Jiffies {
+        // SAFETY: `jiffies` is always there, and the clock's interrupt writes it in one piece.
+        unsafe { (&raw const bindings::jiffies).read_volatile() }
+    }
+
     /// Nothing new yet.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
@@ -213,8 +220,7 @@ impl News {
 
         match left {
             0 => Wait::TimedOut,
-            // CAST: Positive.
-            left if left > 0 => Wait::News(left as Jiffies),
+            left if left > 0 => Wait::News,
             _ => Wait::Killed,
         }
     }
@@ -224,7 +230,7 @@ impl News {
         // SAFETY: The completion is initialised, and this is process context.
         match unsafe { bindings::wait_for_completion_timeout(self.completion.get(), limit) } {
             0 => Wait::TimedOut,
-            left => Wait::News(left),
+            _ => Wait::News,
         }
     }
 }
