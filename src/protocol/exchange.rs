@@ -27,6 +27,10 @@ use super::{
 /// some vTPMs have told of durations of 1 ms: neither has a slow disk or a busy host in mind.
 pub const LEAST_LIMIT_MS: u32 = 60_000;
 
+/// The most time that a command has, in milliseconds. A TPM 1.2 tells itself how long its commands
+/// take, up to 71 minutes; the longest that the core knows of for a TPM 2.0 is 5.
+pub const MOST_LIMIT_MS: u32 = 600_000;
+
 /// How long a cancelled command may take to end, in milliseconds.
 pub const GRACE_MS: u32 = 5_000;
 
@@ -232,8 +236,8 @@ impl Exchange {
     }
 
     /// Carries out the command in the first `length` bytes of `packet`, and writes the answer
-    /// over it. Returns the answer's length. A command has the time `duration`, but never less
-    /// than [`LEAST_LIMIT_MS`].
+    /// over it. Returns the answer's length. A command has the time `duration`, but no
+    /// less than [`LEAST_LIMIT_MS`] and no more than [`MOST_LIMIT_MS`].
     pub fn run<L: Line>(
         &mut self,
         line: &L,
@@ -266,7 +270,10 @@ impl Exchange {
         };
         line.notify();
 
-        let limit = duration.max(L::Control::ticks(LEAST_LIMIT_MS));
+        let ticks = L::Control::ticks;
+        let limit = duration
+            .max(ticks(LEAST_LIMIT_MS))
+            .min(ticks(MOST_LIMIT_MS));
         let deadline = Deadline::new(line.control(), limit);
         let result = self.await_end(line, running, &deadline);
         flags.awaited.set(false);
