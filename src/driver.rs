@@ -228,7 +228,7 @@ impl Vtpm {
 /// Whether the backend says that it speaks the protocol of this driver.
 fn speaks_protocol(dev: &bus::Device<Core<'_>>) -> bool {
     dev.backend_value(c"feature-protocol-v2")
-        .is_ok_and(|value| value.bytes() == layout::FEATURE_VALUE.as_bytes())
+        .is_ok_and(|value| layout::speaks_protocol(value.bytes()))
 }
 
 /// Waits until the backend's state makes `decide` say something, or until `left` milliseconds,

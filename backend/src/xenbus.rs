@@ -6,7 +6,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_EVENT_CHANNEL, NODE_FEATURE, NODE_RING_REF};
+use xen_tpm_protocol::layout::{
+    speaks_protocol, FEATURE_VALUE, NODE_EVENT_CHANNEL, NODE_FEATURE, NODE_RING_REF,
+};
 
 use crate::xen::{self, Store};
 
@@ -247,7 +249,7 @@ impl Particulars {
     pub fn read(store: &Store, paths: &Paths) -> Result<Self, NodeError> {
         let feature = format!("{FEATURE_VALUE:?}");
         read_as(store, &paths.frontend(NODE_FEATURE), &feature, |value| {
-            (value == FEATURE_VALUE).then_some(())
+            speaks_protocol(value.as_bytes()).then_some(())
         })?;
 
         let ring_ref = paths.frontend(NODE_RING_REF);

@@ -47,6 +47,12 @@ pub const NODE_FEATURE: &str = "feature-protocol-v2";
 /// The value of [`NODE_FEATURE`]. Xen's mini-os compares the very string.
 pub const FEATURE_VALUE: &str = "1";
 
+/// Whether a value of [`NODE_FEATURE`] that the other end wrote, which may be any bytes, says that
+/// it speaks this protocol.
+pub fn speaks_protocol(value: &[u8]) -> bool {
+    value == FEATURE_VALUE.as_bytes()
+}
+
 /// What the page's `state` says. The frontend writes only `Submit` and `Cancel`, the backend only
 /// `Idle` and `Finish`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
