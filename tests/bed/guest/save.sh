@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0
-# What a TPM 2.0 has to keep while its guest is saved: PCRs, NV, an object that is loaded.
+# What a TPM 2.0 has to keep while its guest is saved, or moved: PCRs, NV, a counter, an object and a session
+# that are loaded.
+
+counter() { tpm2 nvread -C o -s 8 0x1500021 | od -An -tx1; }
 
 save_state() {
 	tpm2 pcrread sha256:16
 	tpm2 nvread -C o -s 16 0x1500020
+	counter
 	tpm2 getcap handles-transient
 	tpm2 readpublic -c 0x80000000
+	tpm2 getcap handles-loaded-session
+	python /bed/session.py digest
 }
 
 check_save_prepare() {
@@ -13,9 +19,13 @@ check_save_prepare() {
 	tpm2 pcrextend 16:sha256="$(echo measured | sha256sum | cut -d' ' -f1)"
 	tpm2 nvdefine -Q -C o -s 16 -a 'ownerread|ownerwrite' 0x1500020
 	echo 'kept in the TPM' | tpm2 nvwrite -Q -C o -i - 0x1500020
+	tpm2 nvdefine -Q -C o -s 8 -a 'ownerread|ownerwrite|nt=counter' 0x1500021
+	tpm2 nvincrement -Q -C o 0x1500021
 	tpm2 createprimary -Q -C o -G ecc
+	python /bed/session.py start
 	save_state >/run/save.before
 	grep -q 0x80000000 /run/save.before || fail "no object is loaded: $(cat /run/save.before)"
+	grep -iq 0x3000000 /run/save.before || fail "no session is loaded: $(cat /run/save.before)"
 }
 
 check_save_kept() {
@@ -25,10 +35,23 @@ check_save_kept() {
 	cmp /run/save.before /run/save.after || fail "$(diff /run/save.before /run/save.after)"
 }
 
-# After a start that is no restore: the PCR is zero, no object is there, and NV is kept.
+# The TPM does not only show what it had, it goes on from there: the counter goes up by one, the session
+# takes another policy, the hash chain of a PCR has no gap.
+check_save_goes_on() {
+	export TPM2TOOLS_TCTI=device:/dev/tpm0
+	old=$(counter | tr -d ' ')
+	tpm2 nvincrement -Q -C o 0x1500021
+	is "the counter" "$(counter | tr -d ' ')" "$(printf '%016x' $((0x$old + 1)))"
+	python /bed/tpm.py extend 16
+	python /bed/session.py more
+	save_state >/run/save.before
+}
+
+# After a start that is no restore: the PCR is zero, no object and no session is there, and NV is kept.
 check_save_was_reset() {
 	export TPM2TOOLS_TCTI=device:/dev/tpm0
 	is "PCR 16" "$(tpm2 pcrread sha256:16 | sed -n 's/.*16: *0x//p')" "$(printf '%064d' 0)"
 	is "the loaded objects" "$(tpm2 getcap handles-transient)" ""
+	is "the loaded sessions" "$(tpm2 getcap handles-loaded-session)" ""
 	is "NV" "$(tpm2 nvread -C o -s 16 0x1500020)" "kept in the TPM"
 }
