@@ -12,7 +12,7 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 build:
 	@$(run) build
 
-demo test test-deep compare:
+demo test test-deep compare deb:
 	@$(run) $@
 
 kdir shell:
@@ -34,6 +34,7 @@ distclean: clean
 
 help:
 	@echo 'make               build the module for every kernel, and the backend, into build/'
+	@echo 'make deb           the Debian package of the backend, into build/deb/'
 	@echo 'make demo          boot Xen with two guests and see a vTPM at work;'
 	@echo '                   SHELL_IN=domu or SHELL_IN=dom0 ends in a shell there'
 	@echo 'make test          all checks that take minutes; report in build/report/tests.md'
@@ -47,4 +48,4 @@ help:
 	@echo 'make distclean     remove build/ and the cache'
 	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= and DEBIAN_MIRROR= are known.'
 
-.PHONY: build demo test test-deep compare kdir shell modules modules_install clean distclean help
+.PHONY: build demo test test-deep compare deb kdir shell modules modules_install clean distclean help

@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness import build, suite_bed, suite_host, suite_module  # noqa: E402
+from harness import build, suite_bed, suite_host, suite_module, suite_package  # noqa: E402
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.steps import BUILD, StepError, step  # noqa: E402
@@ -43,6 +43,7 @@ def command_test(kernels, xen):
     if not os.environ.get("SCENARIOS"):
         suite_host.run(report, kernels)
         suite_module.run(report, kernels)
+        suite_package.run(report)
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "test"))
     return finish(report)
 
@@ -73,6 +74,14 @@ def command_demo(kernels, xen):
     return demo.run(suite_bed.Bed(Report("demo"), suite_bed.booted(kernels)[0], xen, "demo"), os.environ.get("SHELL_IN"))
 
 
+def command_deb(*_):
+    """make deb: the backend's package."""
+    with step("building the package of the backend"):
+        path = suite_package.build_deb()
+    print(f"built: {path}")
+    return 0
+
+
 def command_kdir(kernels, _):
     """make kdir: the prepared trees."""
     for kernel in kernels:
@@ -86,7 +95,7 @@ def command_shell(*_):
 
 
 COMMANDS = {"build": command_build, "test": command_test, "test-deep": command_deep, "compare": command_compare,
-            "demo": command_demo, "kdir": command_kdir, "shell": command_shell}
+            "demo": command_demo, "deb": command_deb, "kdir": command_kdir, "shell": command_shell}
 
 
 def lock_build():
