@@ -28,7 +28,7 @@ class Machine:
         os.makedirs(self.share)
         self._pending = b""
         self._number = 0
-        self._agent = None
+        self._agent = self._process = None
         xen_line = f"{XEN_OPTIONS} dom0_mem={dom0_memory}M,max:{dom0_memory}M"
         dom0_line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
         # Without eager FPU switching and with rdtscp, emulation corrupts registers.
@@ -121,7 +121,9 @@ class Machine:
         return output
 
     def stop(self):
-        """Ends QEMU."""
+        """Ends QEMU, if it was started."""
+        if not self._process:
+            return
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

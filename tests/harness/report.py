@@ -3,6 +3,7 @@
 
 import json
 import os
+import threading
 import time
 
 from harness import steps
@@ -26,16 +27,18 @@ class Report:
         self.checks = []
         # Where the first part of a suite's name is a thing to compare: those things.
         self.columns = ()
+        self._lock = threading.Lock()
 
     def add(self, suite, name, status, seconds, detail=""):
         """Takes down how a check ended."""
         assert status in STATUSES
-        self.checks.append({"suite": suite, "name": name, "status": status,
-                            "seconds": round(seconds, 1), "detail": detail.strip()})
-        print(f"{status.upper():4} {suite}: {name} ({seconds:.1f} s)", flush=True)
+        lines = [f"{status.upper():4} {suite}: {name} ({seconds:.1f} s)"]
         if status != "pass":
-            for line in detail.strip().splitlines()[-25:]:
-                print(f"       {line}", flush=True)
+            lines += [f"       {line}" for line in detail.strip().splitlines()[-25:]]
+        with self._lock:
+            self.checks.append({"suite": suite, "name": name, "status": status,
+                                "seconds": round(seconds, 1), "detail": detail.strip()})
+            print("\n".join(lines), flush=True)
 
     def check(self, suite, name, function, *arguments):
         """Runs a check that is a Python function; what it returns is the detail. True if it did not fail."""

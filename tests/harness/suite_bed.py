@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs scenarios on the bed: each is a file in bed/scenarios with SETS and a function `run(bed)`."""
+"""Runs scenarios on the bed: each is a file in bed/scenarios with SETS and a function `run(bed)`. Two run at a
+time, each on a processor of its own, but for those that say ALONE."""
 
 import contextlib
 import importlib
 import os
 import shutil
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from bed import content
 from bed.guest import Guest, Vtpm
@@ -16,6 +19,8 @@ from harness.steps import BUILD, StepError, must, step
 
 SCENARIOS = os.path.join(steps.TOP, "tests/bed/scenarios")
 UUID = "00000000-0000-4000-8000-{:012x}"
+AT_ONCE = min(os.cpu_count() or 1, 2)
+_making_state = threading.Lock()
 
 
 class Bed:
@@ -142,14 +147,15 @@ class Bed:
 def tpm_state(vtpm):
     """The state of a new TPM, made once: its endorsement key takes long under emulation."""
     folder = f"{BUILD}/tpm-state/{vtpm.version}{'' if vtpm.key else '-without-key'}"
-    if not os.path.exists(folder):
-        shutil.rmtree(folder + ".new", ignore_errors=True)
-        os.makedirs(folder + ".new")
-        options = ["--tpm2", "--pcr-banks", "sha1,sha256"] if vtpm.version == "2.0" else []
-        options += ["--createek"] if vtpm.key else []
-        must(["swtpm_setup", "--tpmstate", folder + ".new", *options], "swtpm_setup.log",
-             f"swtpm_setup cannot make a TPM {vtpm.version}")
-        os.rename(folder + ".new", folder)
+    with _making_state:
+        if not os.path.exists(folder):
+            shutil.rmtree(folder + ".new", ignore_errors=True)
+            os.makedirs(folder + ".new")
+            options = ["--tpm2", "--pcr-banks", "sha1,sha256"] if vtpm.version == "2.0" else []
+            options += ["--createek"] if vtpm.key else []
+            must(["swtpm_setup", "--tpmstate", folder + ".new", *options], "swtpm_setup.log",
+                 f"swtpm_setup cannot make a TPM {vtpm.version}")
+            os.rename(folder + ".new", folder)
     return folder
 
 
@@ -179,14 +185,33 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     except StepError as why:
         report.add("bed", "module and backend for the bed", "fail", 0, str(why))
         return
+    jobs = []
     for name, module in scenarios.items():
         if not getattr(module, "OTHER_KERNELS", False):
-            _run_one(module, Bed(report, first, xen, name, driver))
+            jobs.append((module, Bed(report, first, xen, name, driver)))
             continue
         for kernel in others:
-            _run_one(module, Bed(report, kernel, xen, f"{name}-{kernel.series}", driver))
+            jobs.append((module, Bed(report, kernel, xen, f"{name}-{kernel.series}", driver)))
         if not others:
             report.add(f"bed/{name}", "boots", "skip", 0, f"the archive has no kernel to boot beside {first.release}")
+    _run_together([job for job in jobs if not getattr(job[0], "ALONE", False)])
+    for module, bed in jobs:
+        if getattr(module, "ALONE", False):
+            _run_one(module, bed)
+
+
+def _run_together(jobs):
+    """Runs scenarios, some at a time; an interruption ends those that run, and no other begins."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = [pool.submit(_run_one, *job) for job in jobs]
+        try:
+            for running in runs:
+                running.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for _, bed in jobs:
+                bed.stop()
+            raise
 
 
 def _run_one(module, bed):

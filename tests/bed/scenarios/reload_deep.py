@@ -4,6 +4,7 @@
 from bed.scenarios import reload
 
 SETS = ("deep",)
+ALONE = True
 
 
 def run(bed):
