@@ -106,6 +106,11 @@ impl Connection {
         }
     }
 
+    /// Whether the last look found a command for which the TPM was not free: another look is due when it is.
+    pub fn has_waiting(&self) -> bool {
+        self.exchange.has_waiting()
+    }
+
     /// Hands the guest the TPM's answer. False if the guest has cancelled the command, or left too
     /// little room.
     pub fn answer(&mut self, answer: &[u8]) -> Result<bool, xen::Error> {

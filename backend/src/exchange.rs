@@ -42,6 +42,8 @@ pub struct Exchange {
     slot: Slot,
     command: Box<[u8; MAX_PACKET]>,
     len: usize,
+    /// The last look left a request in the page.
+    waiting: bool,
 }
 
 /// Who has the page.
@@ -78,6 +80,7 @@ impl Exchange {
             slot: Slot::Vacant(vacant),
             command: Box::new([0; MAX_PACKET]),
             len: 0,
+            waiting: false,
         }
     }
 
@@ -86,6 +89,7 @@ impl Exchange {
     /// A cancelled command is abandoned towards the guest at once, although the TPM goes on with it;
     /// as long as `tpm_is_free` is false, the next one stays in the page.
     pub fn look<P: Page>(&mut self, page: &P, tpm_is_free: bool) -> Look {
+        self.waiting = false;
         let (slot, look) = match self.slot.take() {
             Slot::Working(working) if working.is_cancelled(page) => {
                 (Slot::Vacant(working.abandon(page)), Look::Cancelled)
@@ -94,6 +98,7 @@ impl Exchange {
                 Wish::Nothing(vacant) => (Slot::Vacant(vacant), Look::Nothing),
                 Wish::CancelledNothing(vacant) => (Slot::Vacant(vacant), Look::Cancelled),
                 Wish::Submitted(submitted) if !tpm_is_free => {
+                    self.waiting = true;
                     (Slot::Vacant(submitted.later()), Look::Nothing)
                 }
                 Wish::Submitted(submitted) => match submitted.take(page, &mut self.command[..]) {
@@ -109,6 +114,12 @@ impl Exchange {
 
         self.slot = slot;
         look
+    }
+
+    /// Whether the last look left a request in the page because the TPM was not free. No event comes for
+    /// it again.
+    pub fn has_waiting(&self) -> bool {
+        self.waiting
     }
 
     /// The command that the last [`Look::Command`] was about.
@@ -273,11 +284,15 @@ mod tests {
         assert_eq!(exchange.look(&page, false), Look::Cancelled);
         assert_eq!(page.state(), State::Idle as u8);
 
+        assert!(!exchange.has_waiting());
         submit(&page);
         assert_eq!(exchange.look(&page, false), Look::Nothing);
+        assert!(exchange.has_waiting());
         assert_eq!(exchange.answer(&page, &ANSWER), Delivery::Dropped);
+        assert!(exchange.has_waiting());
         assert_eq!(page.state(), State::Submit as u8);
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
+        assert!(!exchange.has_waiting());
     }
 
     #[test]

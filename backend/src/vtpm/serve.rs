@@ -66,7 +66,7 @@ impl Vtpm {
             Ok(Some(Event::LocalityRefused(_))) => &bad_locality,
             Ok(Some(Event::Undone)) => {
                 swtpm.settled()?;
-                return self.pump(host, None).map(drop);
+                return self.pump_waiting(host);
             }
             Err(e) => {
                 let expected = ending && matches!(e, swtpm::Error::Ended(_));
@@ -96,7 +96,16 @@ impl Vtpm {
         if let Err(e) = delivered {
             self.refuse(host, &e.into());
         }
-        self.pump(host, None).map(drop)
+        self.pump_waiting(host)
+    }
+
+    /// Takes the command that had to wait for the TPM, if there is one. For any other there is an event, even
+    /// if it is in the page already: to take it now would make that event one for nothing.
+    fn pump_waiting(&mut self, host: &mut Host) -> Result<(), Failure> {
+        match &self.connection {
+            Some(connection) if connection.has_waiting() => self.pump(host, None).map(drop),
+            _ => Ok(()),
+        }
     }
 
     /// Looks at the page once, and passes on what is there: false if that is nothing that a guest
