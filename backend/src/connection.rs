@@ -111,11 +111,18 @@ impl Connection {
         self.exchange.has_waiting()
     }
 
-    /// Hands the guest the TPM's answer. False if the guest has cancelled the command, or left too
-    /// little room.
-    pub fn answer(&mut self, answer: &[u8]) -> Result<bool, xen::Error> {
+    /// Hands the guest the TPM's answer; `delivered` is called when it is in the page, before the guest is
+    /// notified. False if the guest has cancelled the command, or left too little room.
+    pub fn answer(
+        &mut self,
+        answer: &[u8],
+        delivered: impl FnOnce(),
+    ) -> Result<bool, xen::Error> {
         match self.exchange.answer(&self.page, answer) {
-            Delivery::Delivered => self.event.notify().map(|()| true),
+            Delivery::Delivered => {
+                delivered();
+                self.event.notify().map(|()| true)
+            }
             Delivery::Dropped => {
                 log::debug!("vtpm {}: answer to a cancelled command dropped", self.id);
                 Ok(false)

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What is counted for each vTPM. Pure. Times are taken of every 16th command only, since reading the
-//! clock is slow under Xen.
+//! What is counted for each vTPM. Times are taken of every 16th command only, since reading the clock is
+//! slow under Xen.
 
 use std::time::{Duration, Instant};
+
+use rustix::time::{clock_gettime, ClockId};
 
 /// Of how many commands one is timed.
 const SAMPLE: u64 = 16;
@@ -52,11 +54,49 @@ impl Histogram {
     }
 }
 
+/// What a clock of the kernel's shows.
+fn clock(id: ClockId) -> Duration {
+    let time = clock_gettime(id);
+    // Processor time is never negative, and nanoseconds are fewer than 10^9.
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// The processor time that the daemon has used since its start.
+pub fn used_by_daemon() -> Duration {
+    clock(ClockId::ProcessCPUTime)
+}
+
+/// The processor time that a process with one thread, as swtpm is, has used since its start; `None` if the
+/// kernel does not say.
+pub fn used_by(pid: u32) -> Option<Duration> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok()?;
+    let first = text.split_ascii_whitespace().next()?;
+    first.parse().ok().map(Duration::from_nanos)
+}
+
+/// A moment: the time, and the processor time that the daemon's one thread has used until then. The
+/// second stands still while swtpm runs in its place, as it may on a machine with few processors.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    time: Instant,
+    used: Duration,
+}
+
+impl Moment {
+    /// Now.
+    pub fn now() -> Self {
+        Self {
+            time: Instant::now(),
+            used: clock(ClockId::ThreadCPUTime),
+        }
+    }
+}
+
 /// How far a timed command has come.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    woke: Instant,
-    submitted: Instant,
+    woke: Moment,
+    submitted: Moment,
 }
 
 /// The counters of one vTPM.
@@ -82,40 +122,41 @@ pub struct Counters {
     pub latency: Histogram,
     /// How many commands were timed.
     pub samples: u64,
-    /// Their time in the daemon: from its wake-up to handing over, and from swtpm's answer to the
-    /// guest's event.
+    /// The processor time that the daemon used for them: from its wake-up to handing over, and from swtpm's
+    /// answer until that is in the page. Sending the event is not in it: the guest may run in our place
+    /// there, and the kernel would count that as ours.
     pub own: Duration,
-    /// Their time with swtpm.
+    /// All the rest of their time: swtpm's, and waiting for a processor.
     pub tpm: Duration,
     sample: Option<Sample>,
 }
 
 impl Counters {
     /// The time, if the next command is one to be timed.
-    pub fn woke(&self) -> Option<Instant> {
-        (self.commands % SAMPLE == 0 && self.sample.is_none()).then(Instant::now)
+    pub fn woke(&self) -> Option<Moment> {
+        (self.commands % SAMPLE == 0 && self.sample.is_none()).then(Moment::now)
     }
 
     /// A command of so many bytes was handed over. `woke` is the time at which it was noticed.
-    pub fn submitted(&mut self, len: usize, woke: Option<Instant>) {
+    pub fn submitted(&mut self, len: usize, woke: Option<Moment>) {
         self.commands += 1;
         self.bytes_in += len as u64;
         self.sample = woke.map(|woke| Sample {
             woke,
-            submitted: Instant::now(),
+            submitted: Moment::now(),
         });
     }
 
     /// The time, if the running command is timed.
-    pub fn readable(&self) -> Option<Instant> {
-        self.sample.is_some().then(Instant::now)
+    pub fn readable(&self) -> Option<Moment> {
+        self.sample.is_some().then(Moment::now)
     }
 
-    /// The running command's answer was delivered. `readable` is the time at which it was noticed.
-    pub fn delivered(&mut self, len: usize, readable: Option<Instant>) {
+    /// The running command's answer is in the page. `readable` is the time at which it was noticed.
+    pub fn delivered(&mut self, len: usize, readable: Option<Moment>) {
         self.bytes_out += len as u64;
         if let (Some(sample), Some(readable)) = (self.sample.take(), readable) {
-            self.add(sample, readable, Instant::now());
+            self.add(sample, readable, Moment::now());
         }
     }
 
@@ -124,11 +165,14 @@ impl Counters {
         self.sample = None;
     }
 
-    fn add(&mut self, Sample { woke, submitted }: Sample, readable: Instant, end: Instant) {
+    fn add(&mut self, Sample { woke, submitted }: Sample, readable: Moment, end: Moment) {
+        let all = end.time - woke.time;
+        let own = (submitted.used - woke.used) + (end.used - readable.used);
+
         self.samples += 1;
-        self.own += (submitted - woke) + (end - readable);
-        self.tpm += readable - submitted;
-        self.latency.count(end - woke);
+        self.own += own;
+        self.tpm += all.saturating_sub(own);
+        self.latency.count(all);
     }
 }
 
@@ -185,14 +229,50 @@ mod tests {
 
     #[test]
     fn whose_time_it_was() {
-        let (mut counters, woke) = (Counters::default(), Instant::now());
+        let (mut counters, start) = (Counters::default(), Instant::now());
+        let at = |time: u32, used: u32| Moment {
+            time: start + time * US,
+            used: used * US,
+        };
         let sample = Sample {
-            woke,
-            submitted: woke + 10 * US,
+            woke: at(0, 1000),
+            // swtpm ran before we were through with handing over.
+            submitted: at(200, 1010),
         };
 
-        counters.add(sample, woke + 300 * US, woke + 305 * US);
+        counters.add(sample, at(300, 1050), at(305, 1055));
         assert_eq!((counters.own, counters.tpm), (15 * US, 290 * US));
         assert!(counters.latency.median().unwrap() >= 256 * US);
+    }
+
+    #[test]
+    fn processor_time_is_that_of_work() {
+        let before = (Moment::now(), used_by_daemon());
+        std::thread::sleep(Duration::from_millis(50));
+        let slept = Moment::now();
+        while Moment::now().used < slept.used + Duration::from_millis(20) {}
+        let after = (Moment::now(), used_by_daemon());
+
+        assert!(slept.time - before.0.time >= Duration::from_millis(50));
+        assert!(slept.used - before.0.used < Duration::from_millis(40));
+        assert!(after.1 - before.1 >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn processor_time_of_another_process() {
+        let (mut sh, limit) = (std::process::Command::new("sh"), Duration::from_secs(30));
+        let mut busy = sh.args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let (start, mut used) = (Instant::now(), Some(Duration::ZERO));
+
+        while used.is_some_and(|used| used < 20_000 * US) && start.elapsed() < limit {
+            used = used_by(busy.id());
+        }
+        busy.kill().unwrap();
+        busy.wait().unwrap();
+        match used {
+            Some(used) => assert!(used >= 20_000 * US && used <= start.elapsed()),
+            None => eprintln!("SKIPPED: the kernel has no schedstat"),
+        }
+        assert_eq!(used_by(u32::MAX), None);
     }
 }

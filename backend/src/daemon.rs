@@ -14,6 +14,7 @@ use sd_notify::NotifyState;
 
 use crate::config::{Config, Uuid};
 use crate::control::{self, Request, Server};
+use crate::counters::used_by_daemon;
 use crate::machine::{self, Claims};
 use crate::status::Report;
 use crate::vtpm::{Host, Vtpm};
@@ -349,6 +350,7 @@ impl Daemon {
                 let report = Report {
                     pid: std::process::id(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
+                    used_us: used_by_daemon().as_secs_f64() * 1e6,
                     vtpms: self.vtpms.values_mut().map(Vtpm::status).collect(),
                 };
                 self.control.answer(&report);

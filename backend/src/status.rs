@@ -16,6 +16,8 @@ pub struct Report {
     pub pid: u32,
     /// The daemon's version.
     pub version: String,
+    /// The processor time that the daemon has used, for whatever, in microseconds.
+    pub used_us: f64,
     /// Each vTPM, by domain and number.
     pub vtpms: Vec<Vtpm>,
 }
@@ -57,10 +59,13 @@ pub struct Vtpm {
     pub median_us: Option<f64>,
     /// How many of them took less than 2^n microseconds, and not less than the one before.
     pub latency: Vec<u64>,
-    /// All their time in the daemon, in microseconds.
+    /// The processor time that the daemon used for them, in microseconds.
     pub own_us: f64,
-    /// All their time with swtpm, in microseconds.
+    /// All the rest of their time, which is swtpm's, in microseconds.
     pub swtpm_us: f64,
+    /// The processor time that this swtpm process has used, for whatever, in microseconds; if the kernel
+    /// says.
+    pub swtpm_used_us: Option<f64>,
     /// What went wrong last.
     pub last_error: Option<LastError>,
 }

@@ -13,7 +13,7 @@ use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_FEATURE};
 
 use crate::config::{Config, Policy, Uuid};
 use crate::connection::{self, Connection};
-use crate::counters::Counters;
+use crate::counters::{used_by, Counters};
 use crate::lifecycle::{decide, Facts, Stage, Step};
 use crate::logger::Limited;
 use crate::machine::{self, Claims, Machine};
@@ -255,6 +255,7 @@ impl Vtpm {
     /// What `xen-vtpmd status` shows of it.
     pub fn status(&mut self) -> status::Vtpm {
         let swtpm = self.machine.swtpm();
+        let used = swtpm.as_ref().and_then(|swtpm| used_by(swtpm.id()));
         status::Vtpm {
             domid: self.id.domid,
             devid: self.id.devid,
@@ -262,6 +263,7 @@ impl Vtpm {
             version: swtpm.as_ref().map(|swtpm| swtpm.version().to_string()),
             state: format!("{:?}", self.stage).to_lowercase(),
             pid: swtpm.map(|swtpm| swtpm.id()),
+            swtpm_used_us: used.map(|used| used.as_secs_f64() * 1e6),
             last_error: self.last_error.clone(),
             ..status::Vtpm::default()
         }

@@ -8,6 +8,7 @@ use log::Level;
 
 use super::{Failure, Host, Vtpm};
 use crate::connection::Found;
+use crate::counters::Moment;
 use crate::swtpm::{self, Event};
 
 impl Vtpm {
@@ -77,13 +78,15 @@ impl Vtpm {
                 return if expected { Ok(()) } else { Err(e.into()) };
             }
         };
+        let counters = &mut self.counters;
         let delivered = match &mut self.connection {
-            Some(connection) => connection.answer(answer),
+            Some(connection) => {
+                connection.answer(answer, || counters.delivered(answer.len(), readable))
+            }
             None => Ok(false),
         };
-        match delivered {
-            Ok(true) => self.counters.delivered(answer.len(), readable),
-            _ => self.counters.dropped(),
+        if !matches!(delivered, Ok(true)) {
+            self.counters.dropped();
         }
         if let Some(swtpm) = self.machine.swtpm() {
             if matches!(delivered, Ok(false)) {
@@ -110,7 +113,7 @@ impl Vtpm {
 
     /// Looks at the page once, and passes on what is there: false if that is nothing that a guest
     /// which behaves would send an event for. `woke` is when the event was noticed, if it is timed.
-    pub(super) fn pump(&mut self, host: &mut Host, woke: Option<Instant>) -> Result<bool, Failure> {
+    pub(super) fn pump(&mut self, host: &mut Host, woke: Option<Moment>) -> Result<bool, Failure> {
         let (Some(connection), Some(swtpm)) = (&mut self.connection, self.machine.swtpm()) else {
             return Ok(false);
         };
@@ -135,7 +138,7 @@ impl Vtpm {
                 }
                 log::debug!("vtpm {}: locality {locality} refused", self.id);
                 self.counters.refused += 1;
-                connection.answer(&swtpm.version().bad_locality())
+                connection.answer(&swtpm.version().bad_locality(), || ())
             }
             Err(e) => Err(e),
         };
