@@ -79,6 +79,17 @@ def misbehave(bed, guests, behaviour, seconds, quiet, count):
     return numbers
 
 
+def extra_pages(bed, bad):
+    """A frontend that announces extra pages is served behind its references, and none of them is mapped."""
+    begin(bad, "extra", 4, 1)
+    time.sleep(2)
+    grants = health.holdings(bed.machine)["grants"]
+    done = finish(bad, 60)
+    if grants != 2:
+        raise Failure(f"{grants} pages of two guests are mapped")
+    return done
+
+
 def at_the_end(bed, bad, before):
     """Destroyed in the midst of it, the guest leaves nothing behind."""
     begin(bad, "random", 60, 1)
@@ -106,6 +117,7 @@ def scenario(bed, turns, count):
         guest.start()
         try:
             guest.must("modprobe -a xen-gntalloc xen-evtchn; echo 100000 >/sys/module/xen_gntalloc/parameters/limit")
+            bed.record("extra pages", extra_pages, bed, guest)
             # With the second guest there, and idle.
             quiet = latency(honest, count), spinning(honest, guest, count)
             for behaviour, seconds in turns:

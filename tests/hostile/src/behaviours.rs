@@ -8,7 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use xen_tpm_protocol::layout::{
-    LENGTH, MAX_PACKET, NODE_EVENT_CHANNEL, NODE_FEATURE, NODE_RING_REF, PAGE_SIZE,
+    payload_offset, GRANT_REF_SIZE, HEADER_SIZE, LENGTH, MAX_PACKET, NODE_EVENT_CHANNEL,
+    NODE_FEATURE, NODE_RING_REF, PAGE_SIZE,
 };
 
 use crate::frontend::{Frontend, Result};
@@ -41,8 +42,9 @@ const NONSENSE: [&[u8]; 12] = [
 type Behaviour = fn(&mut Frontend, Instant, &mut Random) -> Result<u64>;
 
 /// All of them, by name.
-const ALL: [(&str, Behaviour); 7] = [
+const ALL: [(&str, Behaviour); 8] = [
     ("page", page),
+    ("extra", extra),
     ("events", events),
     ("garbage", garbage),
     ("grants", grants),
@@ -123,6 +125,49 @@ fn page(frontend: &mut Frontend, until: Instant, random: &mut Random) -> Result<
         over.store(true, Ordering::Relaxed);
     });
     settle(frontend);
+    frontend.disconnect()?;
+    Ok(count)
+}
+
+/// Announces extra pages by references that lead nowhere. As odd as that is, it is allowed: the packet is
+/// behind the references, and so is the answer.
+fn extra(frontend: &mut Frontend, until: Instant, random: &mut Random) -> Result<u64> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    frontend.connect()?;
+    let mut count = 0;
+    while Instant::now() < until {
+        let extra = random.one_of(&[0, 1, 2, 100, 254, 255]);
+        let references = random.bytes(GRANT_REF_SIZE * usize::from(extra));
+        for (i, byte) in references.iter().enumerate() {
+            frontend.poke(HEADER_SIZE + i, *byte);
+        }
+        let wrong = |what: String| Err(format!("with {extra} extra pages {what}").into());
+
+        frontend.submit(&GOOD, GOOD.len() as u32, 0, extra);
+        if !frontend.wait(PATIENCE) {
+            return wrong(format!("there is no answer: state {}", frontend.state()));
+        }
+        let answer = frontend.answer(extra);
+        if answer.len() != 20 || answer[..10] != [0x80, 1, 0, 0, 0, 20, 0, 0, 0, 0] {
+            return wrong(format!("the answer is {answer:02x?}"));
+        }
+        if frontend.bytes(HEADER_SIZE, references.len()) != references {
+            return wrong("the references were changed".into());
+        }
+        // The longest request that fits is answered, if only by an error; one that is longer is not.
+        let room = PAGE_SIZE - payload_offset(extra);
+        for (length, answered) in [(room, true), (room + 1, false)] {
+            let mut packet = GOOD.to_vec();
+            packet.resize(length, 0);
+            packet[2..6].copy_from_slice(&(length as u32).to_be_bytes());
+            frontend.submit(&packet, length as u32, 0, extra);
+            if frontend.wait(PATIENCE) != answered {
+                let state = frontend.state();
+                return wrong(format!("{length} bytes end in state {state}"));
+            }
+        }
+        count += 1;
+    }
     frontend.disconnect()?;
     Ok(count)
 }

@@ -166,6 +166,19 @@ impl Frontend {
         self.port.notify();
     }
 
+    /// So many bytes of the page from `offset` on, as far as it goes.
+    pub(crate) fn bytes(&self, offset: usize, count: usize) -> Vec<u8> {
+        let bytes = self.page.bytes().iter().skip(offset).take(count);
+        bytes.map(|byte| byte.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The answer to a request that announced so many extra pages, as long as the page says.
+    pub(crate) fn answer(&self, extra: u8) -> Vec<u8> {
+        let length = self.bytes(LENGTH, 4);
+        let length = length.iter().rev().fold(0, |n, b| (n << 8) | usize::from(*b));
+        self.bytes(payload_offset(extra), length)
+    }
+
     /// Waits for the end of a request: true if it was answered, false if it was not in time.
     pub(crate) fn wait(&self, patience: Duration) -> bool {
         let end = Instant::now() + patience;
