@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A guest that uses its TPM as any would: extends PCR 16 with its own data, and follows the hash chain."""
 
+import os
 import sys
 import time
 
@@ -33,11 +34,17 @@ def count(name, number):
     load(name, lambda done: done < int(number))
 
 
-def window(name, start, seconds):
-    """As many extends as there are in a span of time."""
-    time.sleep(max(0.0, float(start) - time.time()))
-    end = float(start) + float(seconds)
-    load(name, lambda _: time.time() < end)
+def window(name, seconds):
+    """As many extends as there are in a span of time, which begins when the file says."""
+    with open("/run/steady.ready", "w", encoding="ascii"):
+        pass
+    while not os.path.exists("/run/steady.start"):
+        time.sleep(0.2)
+    with open("/run/steady.start", encoding="ascii") as file:
+        start = float(file.read())
+    assert time.time() < start, "this guest was told too late when to start"
+    time.sleep(start - time.time())
+    load(name, lambda _: time.time() < start + float(seconds))
 
 
 if __name__ == "__main__":
