@@ -276,7 +276,8 @@ impl Exchange {
             .min(ticks(MOST_LIMIT_MS));
         let deadline = Deadline::new(line.control(), limit);
         let result = self.await_end(line, running, &deadline);
-        flags.awaited.set(false);
+        // As a swap like the handler's, so that the two have an order that is easy to see.
+        flags.awaited.swap(false);
         match result? {
             End::Finished(finished) => {
                 let (ready, answer) = finished.answer(line.page(), packet);
