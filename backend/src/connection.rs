@@ -113,11 +113,7 @@ impl Connection {
 
     /// Hands the guest the TPM's answer; `delivered` is called when it is in the page, before the guest is
     /// notified. False if the guest has cancelled the command, or left too little room.
-    pub fn answer(
-        &mut self,
-        answer: &[u8],
-        delivered: impl FnOnce(),
-    ) -> Result<bool, xen::Error> {
+    pub fn answer(&mut self, answer: &[u8], delivered: impl FnOnce()) -> Result<bool, xen::Error> {
         match self.exchange.answer(&self.page, answer) {
             Delivery::Delivered => {
                 delivered();

@@ -175,7 +175,10 @@ impl Frontend {
     /// The answer to a request that announced so many extra pages, as long as the page says.
     pub(crate) fn answer(&self, extra: u8) -> Vec<u8> {
         let length = self.bytes(LENGTH, 4);
-        let length = length.iter().rev().fold(0, |n, b| (n << 8) | usize::from(*b));
+        let length = length
+            .iter()
+            .rev()
+            .fold(0, |n, b| (n << 8) | usize::from(*b));
         self.bytes(payload_offset(extra), length)
     }
 
