@@ -7,12 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use tar::{Archive, Builder, EntryType, Header};
 
 use crate::config::{Config, Uuid};
-use crate::state::{self, sync_folder, version_of_state, State};
+use crate::state::{self, sync_folder, version_of_state, Lock, State};
 use crate::swtpm::Version;
 
 /// The format that this daemon writes, and the only one it reads.
@@ -23,6 +25,10 @@ const MANIFEST: &str = "manifest.json";
 
 /// More than any file of swtpm's has: a TPM 1.2 with all its NV has some 100 kB.
 const MAX_FILE: u64 = 1 << 20;
+
+/// How long an export waits for a vTPM that is in use, and how often it looks.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why a vTPM is not moved.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +96,9 @@ fn known(version: Version, saved: bool) -> Vec<&'static str> {
 /// With `keep` the state stays. Then the vTPM is there twice, and whoever starts the one has rolled back the
 /// other: NV counters, dictionary attack counts and sealed data with it. So that is for backups only.
 pub fn export(config: &Config, uuid: &Uuid, file: &Path, keep: bool) -> Result<(), Error> {
+    let _lock = lock_soon(&config.state(uuid, None)?)?;
+    // As it is now that nobody changes it.
     let state = config.state(uuid, None)?;
-    let _lock = state.lock()?;
     if !state.exists {
         return Err(Error::NoState(uuid.clone()));
     }
@@ -118,6 +125,17 @@ pub fn export(config: &Config, uuid: &Uuid, file: &Path, keep: bool) -> Result<(
     match keep {
         true => Ok(()),
         false => Ok(state.remove()?),
+    }
+}
+
+/// The right to use a state. When `xl save` has come to its end, swtpm may still be about to come to its own.
+fn lock_soon(state: &State) -> Result<Lock, state::Error> {
+    let limit = Instant::now() + LOCK_LIMIT;
+    loop {
+        match state.lock() {
+            Err(state::Error::Locked { .. }) if Instant::now() < limit => sleep(LOCK_INTERVAL),
+            done => return done,
+        }
     }
 }
 
