@@ -12,11 +12,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::Mode;
 use rustix::io::{fcntl_setfd, Errno, FdFlags};
 use rustix::mount::{
     mount, mount_bind, mount_change, mount_remount, MountFlags, MountPropagationFlags,
 };
-use rustix::process::{chroot, setrlimit, setsid, Resource, Rlimit};
+use rustix::process::{chroot, setrlimit, setsid, umask, Resource, Rlimit};
 use rustix::thread::{unshare, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
@@ -306,6 +307,8 @@ impl Launch {
         };
         let safe = MountFlags::NOSUID | MountFlags::NODEV;
 
+        // Whatever the caller's is: another user has to pass through what is made here.
+        umask(Mode::WGRP | Mode::WOTH);
         unshare(
             UnshareFlags::NEWNS
                 | UnshareFlags::NEWNET
@@ -351,6 +354,7 @@ impl Launch {
         )
         .map_err(failed("/tmp"))?;
         mount_remount(&root, MountFlags::RDONLY | safe, "").map_err(failed("a new root"))?;
+        umask(Mode::RWXG | Mode::RWXO);
 
         chroot(&root).map_err(failed("chroot"))
     }
