@@ -24,6 +24,8 @@ DOM0_MODULES = """
 xenfs xen-privcmd xen-evtchn xen-gntdev xen-gntalloc 9p 9pnet_virtio
 """.split()
 
+DISK_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic crc32c_intel".split()
+
 GUEST_PROGRAMS = """
 modprobe insmod rmmod lsmod modinfo depmod timeout
 tcsd tpm_version tpm_takeownership tpm_getpubek tpm_sealdata tpm_unsealdata tpm_clear
@@ -138,6 +140,15 @@ def dom0_image(modules, backend):
     image.program("/usr/sbin/xen-vtpmd", backend)
     for name in ("init", "agent"):
         image.file(f"/{name}", f"{HERE}/dom0/{name}", 0o755)
+    return image
+
+
+def disk_dom0_image(modules):
+    """What hands over to a dom0 that is on a disk, and brings that the kernel's modules."""
+    image = base_image()
+    add_programs(image, ["modprobe"])
+    modules.add(image, DOM0_MODULES + DISK_MODULES)
+    image.file("/init", f"{HERE}/systemd/init", 0o755)
     return image
 
 

@@ -44,10 +44,12 @@ class Guest:
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
             "extra": f"'console=hvc0 earlyprintk=xen quiet rdinit=/init {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
-            "vtpm": [f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms],
             **config,
         }
-        self.create = f"xl create /run/{name}.cfg"
+        if vtpms:
+            self._config["vtpm"] = [f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms]
+        self.config = f"/run/{name}.cfg"
+        self.create = f"xl create {self.config}"
         self.log = f"{machine.share}/console/guest-{name}.log"
         self._offset = 0
         self._tty = None
@@ -56,7 +58,7 @@ class Guest:
     def write_config(self):
         """Writes the guest's configuration for xl."""
         text = "".join(f"{key}={value}\n" for key, value in self._config.items())
-        self.machine.must(f"cat >/run/{self.name}.cfg <<'END'\n{text}END")
+        self.machine.must(f"cat >{self.config} <<'END'\n{text}END")
 
     def start(self):
         """Creates the guest and waits until it takes commands; returns the seconds."""

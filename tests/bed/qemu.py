@@ -21,7 +21,8 @@ class BedError(Exception):
 class Machine:
     """One run of QEMU; its files are under `work`."""
 
-    def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options=""):
+    def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
+                 disk=None):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -46,6 +47,9 @@ class Machine:
             "-fsdev", f"local,id=host,path={self.share},security_model=none",
             "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
         ]
+        if disk:
+            # What is written to it goes with QEMU.
+            self._command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
 
     def start(self):
         """Starts QEMU and waits for dom0's agent; returns the seconds that it took."""

@@ -239,7 +239,7 @@ def prepare():
         if os.environ.get("COLD"):
             for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
                 shutil.rmtree(path)
-            for path in glob.glob(f"{CACHE}/resolved-*"):
+            for path in glob.glob(f"{CACHE}/resolved-*") + glob.glob(f"{CACHE}/dom0-*.img"):
                 os.unlink(path)
         if not os.path.exists(known) or os.path.getmtime(known) < time.time() - FRESH:
             with step("reading the archive's index"):

@@ -79,6 +79,17 @@ class Bed:
         self.start_backend()
         return seconds
 
+    def boot_disk(self, disk, files):
+        """Boots a dom0 that is on a disk and has systemd, with `files` below /host there; nothing else is started."""
+        image = content.disk_dom0_image(content.Modules(self.kernel.modules))
+        files = {"boot/guest.cpio": self.write_guest_image(), "boot/vmlinux": self.kernel.vmlinux, **files}
+        image.write(f"{self.work}-images/dom0.cpio")
+        self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{self.work}-images/dom0.cpio", disk=disk)
+        for path, source in files.items():
+            os.makedirs(os.path.dirname(f"{self.machine.share}/{path}"), exist_ok=True)
+            shutil.copy(source, f"{self.machine.share}/{path}")
+        return self.machine.start()
+
     def start_backend(self):
         """Starts the backend in dom0."""
         self.machine.must("xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & "
@@ -187,6 +198,9 @@ def run(report, kernels, xen, scenarios, driver="rust"):
         return
     jobs = []
     for name, module in scenarios.items():
+        # What a scenario needs beside that, while no other one runs.
+        if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
+            continue
         if not getattr(module, "OTHER_KERNELS", False):
             jobs.append((module, Bed(report, first, xen, name, driver)))
             continue
