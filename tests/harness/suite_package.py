@@ -165,6 +165,16 @@ def man_keys():
     return f"{len(keys)} keys"
 
 
+def completions():
+    """bash completes a command by the installed file."""
+    script = f"""source {SOURCE}/debian/built/bash/xen-vtpmd
+        complete -p xen-vtpmd >/dev/null || exit 1
+        COMP_WORDS=(xen-vtpmd st) COMP_CWORD=1 && _xen-vtpmd xen-vtpmd st xen-vtpmd && echo "${{COMPREPLY[@]}}\""""
+    found = output("bash", "-c", script).split()
+    if found != ["status", "stop"]:
+        raise Failure(f"'xen-vtpmd st' is completed to {found}")
+
+
 def allowed(expression):
     """Whether a licence in SPDX's notation lets us use what is under it. ``/`` is an old way to write OR."""
     expression = re.sub(r"\s*/\s*", " OR ", expression)
@@ -194,5 +204,6 @@ def run(report):
     if not report.check(suite, "the Debian package builds", built):
         return
     report.check(suite, "lintian finds no error and no warning", lintian)
+    report.check(suite, "bash completes the commands", completions)
     report.check(suite, "xen-vtpmd(8) has the commands and options that there are", man_commands)
     report.check(suite, "xen-vtpmd.toml(5) and the installed file have the keys that there are", man_keys)
