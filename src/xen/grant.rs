@@ -170,6 +170,9 @@ impl Drop for RingPage {
     fn drop(&mut self) {
         let mut page = self.page.as_ptr().cast();
 
+        // For the page's next user; what the other end writes from here on is its own loss. The
+        // whole page is within the page.
+        let _ = self.wipe(0);
         // SAFETY: By the type invariants `page` and `grant` are those of `xenbus_setup_ring()`,
         // and nobody uses them after this. While the other end still maps the page, the kernel
         // keeps it back from reuse.
