@@ -85,7 +85,6 @@ struct Command {
     cancel_asked: bool,
     killed: bool,
     notifications_owed: u32,
-    waits_after_hang_up: u32,
     /// Events that were let pass as expected ones.
     expected: u32,
     steps_after_end: u32,
@@ -389,10 +388,11 @@ impl Control for World<'_> {
             gone + limit <= time,
             "{gone} are gone of {time}, and it sleeps for {limit}"
         );
-        if self.hung_up.get() {
-            command.waits_after_hang_up += 1;
-            assert!(command.waits_after_hang_up < 2, "sleeps on after a hang-up");
-        }
+        let asked = self.hung_up.get() || command.cancel_asked && !command.cancelled;
+        assert!(
+            !asked || self.news.get(),
+            "sleeps over a hang-up or a cancel"
+        );
         command.may_look = true;
 
         if self.news.replace(false) {
