@@ -204,7 +204,8 @@ proptest! {
     #[test]
     fn a_page_that_changes_all_the_time_is_read_once_and_judged(
         mut meddling in prop::collection::vec(
-            (prop_oneof![0usize..24, 0..PAGE_SIZE], any::<u8>()), 0..40),
+            (prop_oneof![Just(STATE), 0usize..24, 0..PAGE_SIZE], prop_oneof![0u8..4, any::<u8>()]),
+            0..40),
         cancel_at in 0usize..6,
     ) {
         let page = TestPage::zeroed();
