@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness import build, suite_bed, suite_host, suite_module, suite_package  # noqa: E402
+from harness import build, suite_bed, suite_host, suite_module, suite_package, suite_proof  # noqa: E402
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.steps import BUILD, StepError, step  # noqa: E402
@@ -53,6 +53,7 @@ def command_deep(kernels, xen):
     report = Report("deep")
     if not os.environ.get("SCENARIOS"):
         suite_host.run_deep(report)
+        suite_proof.run(report)
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "deep"))
     return finish(report)
 
