@@ -47,6 +47,8 @@ class Machine:
             "-fsdev", f"local,id=host,path={self.share},security_model=none",
             "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
         ]
+        # systemd takes its time, the more so beside another machine.
+        self._boot_limit = BOOT_LIMIT * 2 if disk else BOOT_LIMIT
         if disk:
             # What is written to it goes with QEMU.
             self._command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
@@ -58,8 +60,8 @@ class Machine:
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         try:
-            self._connect(start + BOOT_LIMIT)
-            self._line(start + BOOT_LIMIT)
+            self._connect(start + self._boot_limit)
+            self._line(start + self._boot_limit)
         except BaseException:
             self.stop()
             raise
