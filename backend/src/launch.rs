@@ -132,7 +132,8 @@ impl Launch {
         // Inherited by what this process becomes, to be held as long as that lives.
         let lock = state.lock().map_err(|e| e.to_string())?;
         keep(&lock)?;
-        // A signal for the daemon's terminal is none for a TPM.
+        // A signal for the daemon's terminal is none for a TPM; and a group of its own, by which the daemon ends
+        // what it leaves behind.
         let _ = setsid();
 
         let key = self.key()?;

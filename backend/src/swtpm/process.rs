@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use rustix::process::{pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
+use rustix::process::{kill_process_group, pidfd_open, pidfd_send_signal, Pid, PidfdFlags, Signal};
 
 use crate::config::Config;
 use crate::launch::{Launch, Program};
@@ -106,6 +106,10 @@ impl Process {
                 status: None,
             }));
         };
+        if !wait_readable(&self.pidfd, Duration::ZERO)? {
+            return Ok(None);
+        }
+        end_group(child);
         let status = child.try_wait()?;
 
         Ok(status.map(|status| {
@@ -158,11 +162,20 @@ impl Drop for Process {
         }
         // It has ended, or is made to; there is nobody left to tell about an error.
         let _ = self.signal(Signal::Kill);
-        match &mut self.child {
-            Some(child) => drop(child.wait()),
-            None => drop(wait_readable(&self.pidfd, Duration::from_secs(1))),
+        let _ = wait_readable(&self.pidfd, Duration::from_secs(1));
+        if let Some(child) = &mut self.child {
+            end_group(child);
+            drop(child.wait());
         }
     }
+}
+
+/// Ends what a process has left behind: swtpm_setup starts an swtpm, which would live on when its parent is
+/// killed, and keep the state locked for ever. The launcher makes a group for all of them, whose number is
+/// no other's as long as nobody has waited for the child.
+fn end_group(child: &Child) {
+    // Most often there is none left.
+    let _ = kill_process_group(Pid::from_child(child), Signal::Kill);
 }
 
 /// State that is being made: in a folder of its own, which takes the right name only when it is

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An swtpm that is killed at any moment: its state starts again, and no counter goes back.
+//! An swtpm, or a swtpm_setup, that is killed at any moment: its state starts again, and no counter goes back.
 
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use xen_vtpmd::swtpm::Version;
+use xen_vtpmd::swtpm::{Setup, Version};
 
-use crate::bench::{code, kill, Bench, Running, Seen};
+use crate::bench::{code, have_swtpm, kill, wait_for, Bench, Running, Seen, LIMIT};
 
 /// How often it is killed.
 const ROUNDS: u32 = 50;
@@ -65,6 +65,46 @@ fn count(swtpm: &mut Running, mut sure: u64) -> u64 {
         swtpm.settled().unwrap();
         sure += 1;
     }
+}
+
+/// Whether a process runs in the group, beside its leader.
+fn has_company(group: u32) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes
+        .filter(|entry| *entry.file_name() != *group.to_string())
+        .any(|entry| {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // After the name in parentheses: the state, the parent, the group.
+            let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+            let mut fields = rest.split_ascii_whitespace();
+            fields.next() != Some("Z") && fields.nth(1) == Some(&group.to_string())
+        })
+}
+
+#[test]
+fn a_killed_setup_leaves_nobody_with_the_state() {
+    if !have_swtpm() {
+        return;
+    }
+    let bench = Bench::new(None);
+    let state = bench
+        .config
+        .state(&bench.uuid, Some(Version::Tpm2))
+        .unwrap();
+
+    // At some of these moments swtpm is in the midst of something, and does not notice that it is alone.
+    for delay in [0, 10, 30, 60, 100, 150] {
+        let mut setup = Setup::spawn(&bench.config, &state).unwrap();
+        let pid = setup.process().id();
+        wait_for(|| has_company(pid));
+        thread::sleep(Duration::from_millis(delay));
+        kill(pid);
+        let exit = setup.process().wait(LIMIT).unwrap().unwrap();
+        assert!(setup.finish(&exit).is_err());
+        wait_for(|| !has_company(pid));
+        drop(state.lock().unwrap());
+    }
+    bench.set_up(Version::Tpm2);
 }
 
 #[test]
