@@ -104,8 +104,9 @@ class Ledger:
         self.counter = value
 
 
-def main(policy, least):
-    """Works until /run/ledger.stop is there. `least` is what the counter must have reached."""
+def main(policy, least, pause):
+    """Works until /run/ledger.stop is there. `least` is what the counter must have reached; `pause`, in seconds,
+    is for a bed with other things to do."""
     ledger = Ledger(policy == "restart")
     assert ledger.counter >= int(least), f"the counter went back from {least} to {ledger.counter}"
     number = 0
@@ -116,6 +117,7 @@ def main(policy, least):
             ledger.increment()
         ledger.seen["rounds"] = number
         ledger.write("working")
+        time.sleep(float(pause))
     ledger.write("ended")
 
 

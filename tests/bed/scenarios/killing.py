@@ -7,5 +7,5 @@ SETS = ("deep",)
 
 
 def run(bed):
-    """As the short one, longer. SEED= repeats a run."""
-    survives.scenario(bed, {"daemon": 30, "restart": 8, "closed": 4, "first start": 8})
+    """As the short one, longer, and with an NV counter in both TPMs. SEED= repeats a run."""
+    survives.scenario(bed, {"daemon": 30, "restart": 8, "closed": 4, "first start": 8}, "2.0", 0)
