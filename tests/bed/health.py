@@ -2,6 +2,7 @@
 """What the backend has in dom0 (processes, descriptors, grants, ports) and what it says in its log."""
 
 import collections
+import json
 import re
 
 from harness.report import Failure
@@ -48,6 +49,27 @@ def cpu_seconds(machine):
     stat = machine.must("cat /proc/$(cat /run/xen-vtpmd.pid)/stat")
     fields = stat.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / 100
+
+
+def counters(machine, guest):
+    """What the daemon's status says of the guest's first vTPM, and of the daemon itself (`daemon_us`)."""
+    domid = int(machine.must(f"xl domid {guest.name}"))
+    report = json.loads(machine.must("xen-vtpmd status --json"))
+    found = [vtpm for vtpm in report["vtpms"] if (vtpm["domid"], vtpm["devid"]) == (domid, 0)]
+    if not found:
+        raise Failure(f"domain {domid} has no vTPM: {report}")
+    return {**found[0], "daemon_us": report["used_us"]}
+
+
+def share(before, after):
+    """What part of swtpm's processor time the daemon's is between two looks at the counters, and that in words."""
+    names = ("commands", "daemon_us", "swtpm_used_us", "timed", "own_us", "swtpm_us")
+    commands, daemon, swtpm, timed, own, rest = (after[name] - before[name] for name in names)
+    if not timed:
+        raise Failure(f"no command was timed: {before}, {after}")
+    return daemon / swtpm, f"{commands} commands, each {daemon / commands:.0f} us of the daemon and " \
+        f"{swtpm / commands:.0f} us of swtpm ({100 * daemon / swtpm:.1f} %); {timed} timed, each " \
+        f"{own / timed:.0f} us of the daemon and {rest / timed:.0f} us of the rest"
 
 
 def log(machine):

@@ -1,7 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """A guest with a TPM 1.2, one with a TPM 2.0, and one with both."""
 
+from bed import health
+from harness.report import Failure
+
 SETS = ("test", "compare")
+
+# The daemon's own processor time, as a part of swtpm's.
+OWN_SHARE = 0.1
 
 LOAD = ("module_loads", "ours_is_loaded", "module_is_pinned_while_bound")
 COMMON = ("locality_values", "locality_arrives", "locality_link", "request_sizes", "partial_reads", "busy_device")
@@ -15,6 +21,14 @@ TPM20 = ("tpm20_is_found", "tpm2_getcap", "tpm2_pcrread", "tpm2_pcrextend", "tpm
 SELFTESTS = ("kernel_selftest_smoke", "kernel_selftest_space", "kernel_selftest_async")
 
 
+def own_share(before, after):
+    """The daemon takes little processor time beside swtpm."""
+    share, numbers = health.share(before, after)
+    if share > OWN_SHARE:
+        raise Failure(f"the daemon takes too much: {numbers}")
+    return numbers
+
+
 def run(bed):
     """Runs the checks of each guest."""
     old, fresh, new = bed.vtpm("1.2"), bed.vtpm("1.2", key=False), bed.vtpm("2.0")
@@ -23,7 +37,10 @@ def run(bed):
     with bed.guest("tpm12", [old, fresh]) as guest:
         bed.checks(guest, *LOAD, *TPM12, *COMMON, "tpm12_cancel_while_a_key_is_made", *TROUSERS)
     with bed.guest("tpm20", [new]) as guest:
-        bed.checks(guest, *LOAD, *TPM20, *COMMON)
+        bed.checks(guest, *LOAD)
+        before = health.counters(bed.machine, guest)
+        bed.checks(guest, *TPM20, *COMMON)
         bed.checks(guest, *SELFTESTS, limit=240)
+        bed.record("the daemon's share of the time", own_share, before, health.counters(bed.machine, guest))
     with bed.guest("two", pair) as guest:
         bed.checks(guest, "module_loads", "two_vtpms")
