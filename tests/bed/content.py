@@ -17,7 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 DOM0_PROGRAMS = """
 xl xenstored oxenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper
 xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-list xenstore-chmod xenstore-watch
-xenstore-exists swtpm swtpm_setup swtpm_ioctl setpriv flock
+xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv flock
 """.split()
 
 DOM0_MODULES = """

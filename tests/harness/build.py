@@ -46,6 +46,11 @@ def hostile_path():
     return f"{BUILD}/cargo/release/xen-hostile-frontend"
 
 
+def hostile_backend_path():
+    """The backend that does one named thing wrong."""
+    return f"{BUILD}/cargo/release/xen-hostile-backend"
+
+
 def build_backend():
     """Builds the workspace as it is installed."""
     must(["cargo", "build", "--release", "--workspace"], "backend.log", "the backend does not build",

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A backend that does one named thing wrong at a time, the worst of them: the guest lives on, and so does its TPM."""
+
+from bed import adversary
+
+SETS = ("test",)
+
+WORST = ("honest", "silent", "length-max", "length-changes", "extra-pages", "states-4-to-255", "finish-late", "closing",
+         "flapping", "pages-kept", "feature-huge", "secret-refused", "secret-wedged", "storm")
+
+
+def run(bed):
+    """One guest through all of them."""
+    adversary.scenario(bed, WORST)
