@@ -16,23 +16,20 @@ use crate::{
         },
         layout, //
     },
+    registration::Tpm,
     tpm::{
         attribute::{
             Attribute,
             RawAttribute, //
         },
-        chip::{
-            Chip,
-            Operations,
-            Registration, //
-        },
+        chip::Operations, //
     },
     xen::{
         bus::{
             self,
             State, //
         },
-        store,
+        store, //
     },
 };
 use kernel::{
@@ -57,6 +54,7 @@ use kernel::{
         Delta,
         Jiffies, //
     },
+    workqueue, //
 };
 use pin_init::pin_init_scope;
 
@@ -86,13 +84,9 @@ enum Stage {
     Refused,
 }
 
-/// The connection to the backend.
-struct Link {
-    stage: Stage,
-    /// The last channel that was offered. It is kept until the next one comes, because the backend
-    /// may not have let go of its page yet.
-    channel: Option<Channel>,
-}
+/// The last channel that was offered. It is kept until the next one comes, because the backend may
+/// not have let go of its page yet.
+type Link = Option<Channel>;
 
 /// One vTPM: what the TPM's callbacks and the device's have in common.
 #[pin_data]
@@ -101,10 +95,13 @@ pub(crate) struct Vtpm {
     control: Arc<Control>,
     /// At most 255.
     locality: Atomic<u32>,
-    /// Held while a command runs; [`Control`] is how to cut that short. The device's state in
-    /// xenstore is changed under it only.
+    /// Held while a command runs; [`Control`] is how to cut that short. The stage, and the device's
+    /// state in xenstore, are changed under it only.
     #[pin]
     link: Mutex<Link>,
+    /// Held for moments only, so that whoever asks need not wait for a command.
+    #[pin]
+    stage: Mutex<Stage>,
 }
 
 impl Vtpm {
@@ -117,10 +114,8 @@ impl Vtpm {
                 dev,
                 control,
                 locality: Atomic::new(0),
-                link <- new_mutex!(Link {
-                    stage: Stage::Down,
-                    channel: None,
-                }),
+                link <- new_mutex!(None),
+                stage <- new_mutex!(Stage::Down),
             }),
             GFP_KERNEL,
         )
@@ -137,6 +132,25 @@ impl Vtpm {
         self.locality.store(locality.into(), Relaxed);
     }
 
+    /// The device.
+    pub(crate) fn device(&self) -> &bus::Device {
+        &self.dev
+    }
+
+    /// Ends a running command, and all to come until the next connection.
+    pub(crate) fn interrupt(&self) {
+        self.control.hang_up();
+    }
+
+    /// Where the connection stands. Without the link it may have changed by now.
+    fn stage(&self) -> Stage {
+        *self.stage.lock()
+    }
+
+    fn set_stage(&self, _link: &mut Link, stage: Stage) {
+        *self.stage.lock() = stage;
+    }
+
     /// Cuts a running command short, keeps others from starting, and gives access to the link.
     fn hang_up(&self) -> MutexGuard<'_, Link> {
         self.control.hang_up();
@@ -148,8 +162,8 @@ impl Vtpm {
         let mut link = self.hang_up();
 
         // The old channel goes before the new one comes.
-        link.stage = Stage::Down;
-        link.channel = None;
+        self.set_stage(&mut link, Stage::Down);
+        *link = None;
         let channel = Channel::new(dev, self.control.clone())?;
 
         // The state goes out together with the rest. Otherwise xenbus could be woken by the rest,
@@ -164,38 +178,39 @@ impl Vtpm {
         // Now for xenbus's own copy of the state.
         dev.switch_state(State::Initialised);
 
-        link.channel = Some(channel);
-        link.stage = Stage::Offered;
+        *link = Some(channel);
+        self.set_stage(&mut link, Stage::Offered);
         Ok(())
     }
 
     /// The backend took the channel that it was offered. Returns whether that is news, and
     /// commands can run from now on.
     fn accept(&self, dev: &bus::Device<Core<'_>>) -> bool {
-        let mut link = self.link.lock();
-
-        if link.stage != Stage::Offered {
+        // At any other stage a command may be running, which nobody here waits for.
+        if self.stage() != Stage::Offered {
             return false;
         }
+        let mut link = self.link.lock();
+
         if !speaks_protocol(dev) {
             dev.report(
                 EINVAL,
                 c"backend's feature-protocol-v2 is not 1: too old for us",
             );
             dev.switch_state(State::Closing);
-            link.stage = Stage::Refused;
+            self.set_stage(&mut link, Stage::Refused);
             return false;
         }
 
         dev.switch_state(State::Connected);
         self.control.connected();
-        link.stage = Stage::Up;
+        self.set_stage(&mut link, Stage::Up);
         true
     }
 
     /// The backend is here and waits for an offer.
     fn make_up(&self, dev: &bus::Device<Bound>) {
-        if matches!(self.link.lock().stage, Stage::Offered | Stage::Refused) {
+        if matches!(self.stage(), Stage::Offered | Stage::Refused) {
             return;
         }
         if let Err(e) = self.offer(dev) {
@@ -211,15 +226,15 @@ impl Vtpm {
             "the backend does not answer, not even to a cancel: reconnecting\n"
         );
         self.dev.switch_state(State::Closing);
-        link.stage = Stage::Wedged;
+        self.set_stage(link, Stage::Wedged);
     }
 
     /// The backend is going away, or wants us to.
     fn close(&self, dev: &bus::Device<Bound>) {
         let mut link = self.hang_up();
 
-        if link.stage != Stage::Refused {
-            link.stage = Stage::Down;
+        if self.stage() != Stage::Refused {
+            self.set_stage(&mut link, Stage::Down);
         }
         dev.closed();
     }
@@ -274,7 +289,7 @@ impl Operations for Vtpm {
 
     fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
         let mut link = self.link.lock();
-        let channel = match (link.stage, &mut link.channel) {
+        let channel = match (self.stage(), &mut *link) {
             (Stage::Up, Some(channel)) => channel,
             (Stage::Wedged, _) => return Err(Failure::Wedged.into()),
             _ => return Err(Failure::NoBackend.into()),
@@ -296,49 +311,13 @@ impl Operations for Vtpm {
 /// What belongs to one bound device.
 #[pin_data]
 pub(crate) struct Frontend {
-    /// Before `vtpm`: first nobody uses the TPM any more, then the channel goes.
-    #[pin]
-    tpm: Mutex<Option<Registration<Vtpm>>>,
+    tpm: Arc<Tpm>,
     vtpm: Arc<Vtpm>,
-}
-
-/// Registers the TPM behind a connection that is up. Where that fails the next connection is the
-/// next chance.
-fn register(dev: &bus::Device<Core<'_>>, vtpm: &Arc<Vtpm>) -> Option<Registration<Vtpm>> {
-    let domain = dev.backend_domain();
-    let register = || {
-        let mut chip = Chip::new(dev.as_ref(), vtpm.clone())?;
-        let version = chip.probe()?;
-
-        Ok((version, chip.register()?))
-    };
-
-    match register() {
-        Ok((version, tpm)) => {
-            dev_info!(
-                dev,
-                "{} is a {}, served by domain {}\n",
-                tpm.name(),
-                version.name(),
-                domain
-            );
-            Some(tpm)
-        }
-        Err::<_, Error>(e) => {
-            dev_err!(
-                dev,
-                "no TPM registered: domain {}'s does not work ({:?})\n",
-                domain,
-                e
-            );
-            None
-        }
-    }
 }
 
 /// Connects to the backend and registers the TPM, if the backend is there in time. What it is too
 /// late for is done by [`backend_changed()`](bus::Driver::backend_changed).
-fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Arc<Vtpm>) -> Result<Option<Registration<Vtpm>>> {
+fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
     let mut left = PROBE_WAIT_MS;
 
     // A backend that is connected has not noticed yet that its last frontend has gone.
@@ -363,14 +342,13 @@ fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Arc<Vtpm>) -> Result<Option<Regis
             "domain {} has no vTPM for us yet\n",
             dev.backend_domain()
         );
-        return Ok(None);
+        return Ok(());
     }
 
-    Ok(if vtpm.accept(dev) {
-        register(dev, vtpm)
-    } else {
-        None
-    })
+    if vtpm.accept(dev) && tpm.prepare(dev) {
+        tpm.register();
+    }
+    Ok(())
 }
 
 /// The driver.
@@ -384,12 +362,10 @@ impl bus::Driver for Tpmfront {
     fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
         pin_init_scope(move || {
             let vtpm = Vtpm::new(dev)?;
-            let tpm = connect(dev, &vtpm)?;
+            let tpm = Tpm::new(vtpm.clone())?;
 
-            Ok(try_pin_init!(Frontend {
-                tpm <- new_mutex!(tpm),
-                vtpm,
-            }))
+            connect(dev, &vtpm, &tpm)?;
+            Ok(try_pin_init!(Frontend { tpm, vtpm }))
         })
     }
 
@@ -397,11 +373,9 @@ impl bus::Driver for Tpmfront {
         match state {
             State::Initialising | State::InitWait => this.vtpm.make_up(dev),
             State::Initialised | State::Connected => {
-                let accepted = this.vtpm.accept(dev);
-                let mut tpm = this.tpm.lock();
-
-                if accepted && tpm.is_none() {
-                    *tpm = register(dev, &this.vtpm);
+                if this.vtpm.accept(dev) && this.tpm.prepare(dev) {
+                    // Where it waits already, it finds the new chip.
+                    let _ = workqueue::system_long().enqueue(this.tpm.clone());
                 }
             }
             State::Closing | State::Closed | State::Unknown => this.vtpm.close(dev),
@@ -413,8 +387,7 @@ impl bus::Driver for Tpmfront {
     }
 
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
-        // While there is a connection, for the core has some last words for a TPM 2.0.
-        *this.tpm.lock() = None;
+        this.tpm.unregister();
         this.vtpm.close(dev);
 
         // With the page unmapped, its grant need not be kept back from reuse.

@@ -15,6 +15,8 @@ mod locality;
 #[deny(unsafe_code)]
 #[path = "protocol/mod.rs"]
 pub mod protocol;
+#[deny(unsafe_code)]
+mod registration;
 mod tpm;
 mod xen;
 mod xen_sys;

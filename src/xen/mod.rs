@@ -7,3 +7,4 @@ pub(crate) mod bus;
 pub(crate) mod event;
 pub(crate) mod grant;
 pub(crate) mod store;
+pub(crate) mod work;
