@@ -6,7 +6,10 @@
 //! [`drivers/char/tpm/tpm.h`](srctree/drivers/char/tpm/tpm.h)
 
 use super::attribute::RawAttribute;
-use crate::xen_sys;
+use crate::{
+    protocol::banks,
+    xen_sys, //
+};
 use core::{
     ptr::{
         self,
@@ -300,7 +303,11 @@ impl<T: Operations> Callbacks<T> {
             // SAFETY: The chip is valid.
             let duration = unsafe { xen_sys::tpm_calc_ordinal_duration(chip, ordinal) };
 
+            let banks = packet.get(..length).is_some_and(banks::asked_for);
             let length = shared.operations.send(packet, length, duration)?;
+            if banks && !packet.get(..length).is_some_and(banks::are_sound) {
+                return Err(EIO);
+            }
             Ok(c_int::try_from(length)?)
         });
 
