@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 
 from harness.build import cargo_environment
 from harness.report import Failure
@@ -23,7 +24,6 @@ PACKAGES = ("xen-tpm-protocol", "xen-tpm-model", "xen-tpm-fuzz")
 # Seconds after which a test that does not end has found something. One that does takes 20.
 PATIENCE = 600
 MUTANTS = f"{BUILD}/mutants"
-NEEDED = ("src/protocol/", "backend/", "tests/fuzz/", "tests/hostile/", "tests/model/", "tests/protocol.rs", "Cargo.toml")
 
 TARGET = "x86_64-unknown-linux-gnu"
 FUZZER = f"{BUILD}/fuzz/{TARGET}/release/xen-tpm-fuzz"
@@ -82,8 +82,11 @@ def fuzz(name, seconds):
 def fresh_copy():
     """A copy of what the host ways need, to be broken."""
     shutil.rmtree(f"{MUTANTS}/src", ignore_errors=True)
+    # Cargo wants all members of the workspace, whatever is tested.
+    members = [f"{member}/" for member in tomllib.loads(read("Cargo.toml"))["workspace"]["members"]]
+    needed = ("src/protocol/", "tests/protocol.rs", "Cargo.toml", *members)
     for name in sources():
-        if name.startswith(NEEDED):
+        if name.startswith(needed):
             os.makedirs(os.path.dirname(f"{MUTANTS}/src/{name}"), exist_ok=True)
             # With the time of now: Cargo would take what it built of the last mutant for newer than an older file.
             shutil.copy(f"{TOP}/{name}", f"{MUTANTS}/src/{name}")
