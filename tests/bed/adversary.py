@@ -217,7 +217,7 @@ class Trial:
         work, taken = {CONTROL: 0, behaviour.name: 0}, 0
         for name in (CONTROL, behaviour.name) * TURNS:
             self.tell(f"behave {name}")
-            _, count, events = self.python(f"work {self.storm_seconds / TURNS}", 120).splitlines()[0].split()
+            _, count, events = self.python(f"work {self.storm_seconds / TURNS}", 120).split()
             work[name] += int(count)
             taken += int(events)
         result = self._judged(row, self._tries, behaviour, row)

@@ -207,7 +207,6 @@ def well(seconds, rebind):
     for line in lines:
         if SPLAT.search(line):
             print("splat", line)
-    print("leaking", sum("leaking" in line for line in lines))
 
 
 def hwrng():
@@ -241,28 +240,14 @@ def interrupts():
         return sum(int(line.split()[1]) for line in file if re.search(r"\b(vtpm|tpmif)$", line.strip()))
 
 
-def delayed():
-    """Xen's own counters: events, those without a reason, and for how many jiffies it held events back."""
-    found = {}
-    for name in ("event_channels", "events", "spurious_events", "jiffies_eoi_delayed"):
-        try:
-            with open(f"/sys/devices/vtpm-0/xenbus/{name}", encoding="ascii") as file:
-                found[name] = int(file.read())
-        except FileNotFoundError:
-            pass
-    return found
-
-
 def work(seconds):
     """How much of something else gets done."""
-    before, was, count, end = interrupts(), delayed(), 0, time.monotonic() + float(seconds)
+    before, count, end = interrupts(), 0, time.monotonic() + float(seconds)
     while time.monotonic() < end:
         for _ in range(1000):
             pass
         count += 1
-    now = delayed()
     print("work", count, interrupts() - before)
-    print(*(f"{name} {now[name] - was[name]}" for name in now))
 
 
 if __name__ == "__main__":

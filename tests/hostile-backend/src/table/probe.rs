@@ -2,7 +2,7 @@
 
 //! The behaviours that are met when the driver is bound.
 
-use super::with;
+use super::{edited, with};
 use crate::behaviour::Kind::{Probe, SlowProbe};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 use crate::edits::{self, Edit};
@@ -34,12 +34,8 @@ const fn probe(
     steps: &'static [Step],
 ) -> Behaviour {
     Behaviour {
-        name,
         kind: Probe,
-        wrong,
-        expect,
-        submit: steps,
-        ..HONEST
+        ..edited(name, expect, wrong, steps)
     }
 }
 
@@ -51,14 +47,10 @@ const fn slow_probe(
     steps: &'static [Step],
 ) -> Behaviour {
     Behaviour {
-        name,
         kind: SlowProbe,
-        wrong,
-        expect: "none",
         honest_first,
-        submit: steps,
         cancel: None,
-        ..HONEST
+        ..edited(name, "none", wrong, steps)
     }
 }
 
