@@ -261,8 +261,9 @@ mod tests {
     #[test]
     fn processor_time_of_another_process() {
         let (mut sh, limit) = (std::process::Command::new("sh"), Duration::from_secs(30));
-        let mut busy = sh.args(["-c", "while :; do :; done"]).spawn().unwrap();
+        // Before the spawn: the process may run a while before this thread does again.
         let (start, mut used) = (Instant::now(), Some(Duration::ZERO));
+        let mut busy = sh.args(["-c", "while :; do :; done"]).spawn().unwrap();
 
         while used.is_some_and(|used| used < 20_000 * US) && start.elapsed() < limit {
             used = used_by(busy.id());
