@@ -28,6 +28,8 @@ class Ledger:
         self.pcr = self.tpm.pcr(PCR)
         self.counter = self.read_counter() if self.tpm.kind == "2.0" else 0
         self.seen = collections.Counter()
+        # A command failed since the PCR was last read.
+        self.failed = False
 
     def write(self, state):
         """Writes the book, whole: it is read at any moment."""
@@ -49,6 +51,13 @@ class Ledger:
         assert code == 0, f"NV_Read: {code:#x}"
         return struct.unpack(">Q", answer[6:14])[0]
 
+    def fails(self, why):
+        """Notes that a command failed; returns the errno's name."""
+        name = errno.errorcode.get(why.errno, str(why.errno))
+        self.seen[name] += 1
+        self.failed = True
+        return name
+
     def retry(self, function, *arguments):
         """Asks until there is an answer again."""
         until = time.monotonic() + PATIENCE
@@ -56,52 +65,54 @@ class Ledger:
             try:
                 return function(*arguments)
             except OSError as why:
-                name = errno.errorcode.get(why.errno, str(why.errno))
-                self.seen[name] += 1
+                name = self.fails(why)
                 self.write(f"waiting {name}")
                 assert time.monotonic() < until, f"no answer for {PATIENCE} s: {name}"
                 time.sleep(INTERVAL)
+
+    def look(self, allowed, what):
+        """The PCR has one of these values; or it is reset, where that may be and a failure told of it."""
+        value = self.retry(self.tpm.pcr, PCR)
+        if value not in allowed and self.may_reset and self.failed and value == bytes(len(value)):
+            self.seen["resets"] += 1
+        else:
+            assert value in allowed, \
+                f"{what}, and PCR {PCR} is {value.hex()}: not {' or '.join(one.hex() for one in allowed)}"
+        self.pcr, self.failed = value, False
 
     def extend(self, number):
         """The PCR is the old one and the digest if the command was answered, else that or the old one."""
         digest = self.tpm.hash(b"%d" % number)
         after = self.tpm.hash(self.pcr + digest)
-        allowed = [after]
         try:
             code = self.tpm.extend(PCR, digest)
             assert code == 0, f"extend: {code:#x}"
         except OSError as why:
-            self.seen[errno.errorcode.get(why.errno, str(why.errno))] += 1
-            allowed.append(self.pcr)
-        if len(allowed) == 1 and number % 4:
-            self.pcr = after
+            self.fails(why)
+            self.look([after, self.pcr], f"extend {number} was not answered")
             return
-        # The failure may show here only, where a read tells of it.
-        failures = sum(self.seen.values())
-        value = self.retry(self.tpm.pcr, PCR)
-        lost = sum(self.seen.values()) > failures or len(allowed) > 1
-        if value not in allowed and self.may_reset and lost and value == bytes(len(value)):
-            self.seen["resets"] += 1
+        if number % 4:
+            self.pcr = after
         else:
-            assert value in allowed, \
-                f"extend {number} {'was not answered' if len(allowed) > 1 else 'was answered'}, " \
-                f"and PCR {PCR} is {value.hex()}: not {' or '.join(one.hex() for one in allowed)}"
-        self.pcr = value
+            self.look([after], f"extend {number} was answered")
 
     def increment(self):
         """The counter goes up by one if the command was answered, else by one or not at all; never back."""
-        failed = False
+        least = self.counter + 1
         try:
             code, _ = self.nv(0x134)
             assert code == 0, f"NV_Increment: {code:#x}"
         except OSError as why:
-            self.seen[errno.errorcode.get(why.errno, str(why.errno))] += 1
-            failed = True
+            self.fails(why)
+            least = self.counter
         value = self.retry(self.read_counter)
-        allowed = range(self.counter if failed else self.counter + 1, self.counter + 2)
+        allowed = range(least, self.counter + 2)
         # The first use starts at the highest value that any counter of this TPM had.
         assert value in allowed or self.counter == 0 and value, f"the counter went from {self.counter} to {value}"
         self.counter = value
+        # The extends to come would hide a reset.
+        if self.failed:
+            self.look([self.pcr], "the counter's command failed")
 
 
 def main(policy, least, pause):
