@@ -103,6 +103,12 @@ def kill_closed(bed, guest, chance, pause):
     says(guest, "working")
 
 
+def detach(machine, guest, vtpm):
+    """Takes the vTPM from the guest, if it has it."""
+    machine.run(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
+    must_be(machine, f"xl vtpm-list {guest.name} | grep -c {vtpm.uuid}", "0", 20)
+
+
 def kill_at_first_start(bed, guest, chance, _):
     """kill -9 while the state of a new vTPM is made: in the end there is none, or a whole one."""
     machine, vtpm = bed.machine, Vtpm(bed.vtpm().uuid)
@@ -117,19 +123,19 @@ def kill_at_first_start(bed, guest, chance, _):
         victims = set(machine.run(f"pidof {victim}")[1].split()) - before
         machine.run(f"kill -9 {' '.join(victims)}" if victims else ":")
     must_be(machine, "tail -n 1 /run/attach", "done", ATTACH_LIMIT + 5)
-    machine.run(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
-    must_be(machine, f"xl vtpm-list {guest.name} | grep -c {vtpm.uuid}", "0", 20)
+    detach(machine, guest, vtpm)
     # Whatever is there now has to start, once what the killed one had started has noticed.
     start = time.monotonic()
     while (done := machine.run(f"xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0", 60))[0]:
         if time.monotonic() > start + ATTACH_LIMIT:
             raise Failure(f"{victim} was killed, and after {ATTACH_LIMIT} s it does not start: {done[1]}"
                           f"{health.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}")
+        # An attachment that failed is left in the list.
+        detach(machine, guest, vtpm)
         time.sleep(1)
     seconds = time.monotonic() - start
     must_be(machine, f"xl vtpm-list {guest.name} | grep {vtpm.uuid} | tr -s ' ' | cut -d' ' -f5", "4", 20)
-    machine.must(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
-    must_be(machine, f"xl vtpm-list {guest.name} | grep -c {vtpm.uuid}", "0", 20)
+    detach(machine, guest, vtpm)
     return f"{victim} killed, attached again after {seconds:.1f} s"
 
 
