@@ -8,7 +8,7 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness import build, suite_bed, suite_host, suite_module, suite_package, suite_proof  # noqa: E402
+from harness import build, crates, suite_bed, suite_host, suite_module, suite_package, suite_proof  # noqa: E402
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.steps import BUILD, StepError, step  # noqa: E402
@@ -44,6 +44,8 @@ def command_test(kernels, xen):
         suite_host.run(report, kernels)
         suite_module.run(report, kernels)
         suite_package.run(report)
+        if not report.count("fail"):
+            crates.keep()
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "test"))
     return finish(report)
 

@@ -32,6 +32,8 @@ ONE_VERSION = {"1.2": ("durations-endless", "durations-none"),
 # What the storm is measured against: a backend that only uses its processor.
 CONTROL = "spin"
 TURNS = 3
+# How long the storm lasts in all, in seconds.
+STORM = 30
 # After these kinds it goes on with the same connection, or has asked for another one itself.
 SAME_CONNECTION = ("command", "secret", "deadline", "storm", "unbind")
 # A backend of another protocol is refused for good: the driver has to be bound anew, as the kernel's log says.
@@ -88,7 +90,7 @@ class Trial:
         # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
         self.guest = Guest(self.machine, "victim", [] if self.c_driver else [vtpm], memory=400, options=options)
-        self.rows, self.ports, self.seen, self.storm_seconds = {}, None, 0, 8
+        self.rows, self.ports, self.seen = {}, None, 0
 
     def start(self):
         """Puts the hostile backend into the daemon's place, and starts the guest."""
@@ -217,14 +219,14 @@ class Trial:
         work, taken = {CONTROL: 0, behaviour.name: 0}, 0
         for name in (CONTROL, behaviour.name) * TURNS:
             self.tell(f"behave {name}")
-            _, count, events = self.python(f"work {self.storm_seconds / TURNS}", 120).split()
+            _, count, events = self.python(f"work {STORM / TURNS}", 120).split()
             work[name] += int(count)
             taken += int(events)
         result = self._judged(row, self._tries, behaviour, row)
         share = work[behaviour.name] / work[CONTROL]
         if share < SPEED:
             row["wrong"] = f"the guest's other work has {share:.2f} of its speed"
-        return f"{result}, {share:.2f} of the speed, {taken} events taken in {self.storm_seconds} s"
+        return f"{result}, {share:.2f} of the speed, {taken} events taken in {STORM} s"
 
     def _probe(self, behaviour, row, patience=30):
         self.python("unbind")
@@ -353,12 +355,11 @@ def text(cell):
     return f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after: {cell['after']}".replace("`", "'")
 
 
-def scenario(bed, names, version="2.0", storm_seconds=8):
+def scenario(bed, names, version="2.0"):
     """Faces these behaviours, one after the other, with one guest for as long as it lives."""
     vtpm = bed.vtpm(version)
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: build.hostile_backend_path()})
     trial, known = Trial(bed, vtpm), behaviours()
-    trial.storm_seconds = storm_seconds
     trial.start()
     column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}"
     other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]

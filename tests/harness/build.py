@@ -3,6 +3,7 @@
 
 import os
 
+from harness import crates
 from harness.steps import BUILD, TOP, must
 
 CARGO_CONFIG = """\
@@ -32,6 +33,7 @@ def cargo_environment():
     os.makedirs(home, exist_ok=True)
     with open(f"{home}/config.toml", "w", encoding="ascii") as file:
         file.write(CARGO_CONFIG)
+    crates.fetch()
     return {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo", "CARGO_BUILD_JOBS": "2",
             "CARGO_TERM_COLOR": "never"}
 

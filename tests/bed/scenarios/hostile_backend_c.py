@@ -9,4 +9,4 @@ SETS = ("deep",)
 def run(bed):
     """A guest that is no longer well is replaced."""
     bed.driver = "c"
-    adversary.scenario(bed, (), "1.2", storm_seconds=30)
+    adversary.scenario(bed, (), "1.2")
