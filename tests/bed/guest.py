@@ -35,7 +35,7 @@ class Outcome:
 
 
 class Guest:
-    """A PV guest with the given vTPMs."""
+    """A guest with the given vTPMs, PV unless `type` says otherwise."""
 
     def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", **config):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)

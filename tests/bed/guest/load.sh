@@ -27,19 +27,25 @@ check_module_is_pinned_while_bound() {
 }
 
 unload() {
-	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind
+	for bound in /sys/bus/xen/drivers/vtpm/vtpm-*; do
+		echo "${bound##*/}" >/sys/bus/xen/drivers/vtpm/unbind
+	done
 	[ ! -e /dev/tpm0 ] || fail "/dev/tpm0 is there without a driver"
 	rmmod xen_tpmfront || fail "rmmod failed"
 }
 
-check_reload_5() {
-	for count in 1 2 3 4 5; do
+reload() {
+	for count in $(seq "$1"); do
 		unload
 		load_driver || fail "cycle $count: modprobe failed"
 		wait_for 30 test -c /dev/tpm0
 	done
 	python /bed/tpm.py works
 }
+
+check_reload_1() { reload 1; }
+
+check_reload_5() { reload 5; }
 
 # Loads the driver when the host has set the device's state back to what it is after boot, for which
 # xenbus makes it anew. The kernel log so far is kept for check_kernel_log.
@@ -75,4 +81,10 @@ check_refused_outside_xen() {
 check_stock_driver() {
 	wait_for 30 test -c /dev/tpm0
 	is "the taint of the loaded module" "$(cat /sys/module/xen_tpmfront/taint)" ''
+}
+
+# The processor's own virtualisation, and the hypervisor's paging, in place of a PV kernel.
+check_is_pvh() {
+	is "the kind of guest" "$(cat /sys/hypervisor/guest_type)" PVH
+	is "the number of processors" "$(grep -c ^processor /proc/cpuinfo)" 2
 }
