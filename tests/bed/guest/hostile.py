@@ -43,10 +43,10 @@ def judge(answer):
     return "made-up" if answer[at:] == bytes([MADE_UP]) * 8 else "ok"
 
 
-def transmit(request):
-    """Sends a command; returns the word for what came of it."""
+def transmit(request, tpm=None):
+    """Sends a command, through an open device if there is one; returns the word for what came of it."""
     try:
-        tpm = os.open("/dev/tpm0", os.O_RDWR)
+        tpm = os.open("/dev/tpm0", os.O_RDWR) if tpm is None else tpm
         os.write(tpm, request)
         return judge(os.read(tpm, 4096))
     except OSError as why:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What a guest with one vTPM holds on account of it: event channels, grants, devices, memory. A leak in its driver shows
+as more of it after some cycles than before."""
+
+from harness.report import Failure
+
+GUEST = """
+sync; echo 3 >/proc/sys/vm/drop_caches
+echo "TPMs: $(ls /sys/class/tpm | tr '\\n' ' ')"
+echo "devices: $(ls /sys/bus/xen/devices | grep vtpm | tr '\\n' ' ')"
+echo "interrupts: $(grep -cE 'vtpm|tpmif' /proc/interrupts)"
+echo "users of the module: $(cat /sys/module/xen_tpmfront/refcnt)"
+echo "slab KiB: $(sed -n 's/^SUnreclaim: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
+echo "free KiB: $(sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)"
+"""
+DOM0 = """
+domid=$(xl domid {name})
+echo "grant: $(xenstore-read /local/domain/$domid/device/vtpm/0/ring-ref)"
+echo "event channels: $(lsevtchn $domid | wc -l)"
+xl dmesg -c >/dev/null
+xl debug-keys g
+echo "mapped grants: $(xl dmesg -c | sed -n "/for remote d$domid/,/^(XEN) *-* *done\\|for remote d[^$domid]/p" | grep -cE '^\\(XEN\\) *\\[')"
+"""
+
+# What there may be more of than before, and less. The kernel gives out the grant that was given back last, but keeps one
+# back that the backend still maps. Its memory is not to be had to the KiB: caches of each processor, a shell's pages.
+MORE = {"grant": 3, "slab KiB": 160}
+LESS = {"free KiB": 2048}
+
+
+def take(guest):
+    """What there is now: text by name."""
+    lines = guest.must(GUEST).splitlines() + guest.machine.must(DOM0.format(name=guest.name)).splitlines()
+    return {name: value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark}
+
+
+def same(before, after):
+    """Fails when something was not given back; returns what there is."""
+    wrong, told = [], []
+    for name, old in before.items():
+        new = after[name]
+        told.append(f"{name} {old or 'none'} before, {new or 'none'} now")
+        if name in MORE and new:
+            bad = int(new) > int(old) + MORE[name]
+        elif name in LESS:
+            bad = int(new) < int(old) - LESS[name]
+        else:
+            bad = new != old
+        if bad:
+            wrong.append(told[-1])
+    if wrong:
+        raise Failure("; ".join(wrong))
+    return "; ".join(told)
