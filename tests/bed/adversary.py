@@ -97,9 +97,10 @@ class Trial:
         self.bed.stop_backend()
         version = "--tpm2" if self.vtpm.version == "2.0" else ""
         self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
-        self._start_guest()
+        self.start_guest()
 
-    def _start_guest(self):
+    def start_guest(self):
+        """Starts the guest, with an honest backend."""
         self.tell("behave honest")
         self.guest.start()
         self.seen = os.path.getsize(self.guest.log)
@@ -159,7 +160,7 @@ class Trial:
         self.machine.run("xl destroy victim", 60)
         for left in (2, 1, 0):
             try:
-                return self._start_guest()
+                return self.start_guest()
             except BedError:
                 if not left:
                     raise

@@ -35,6 +35,16 @@ pub(super) const LIFE: &[Behaviour] = &[
         ..HONEST
     },
     Behaviour {
+        kind: Unbind,
+        name: "unbind-dead",
+        expect: "unbound",
+        wrong: "neither a command nor a cancel, nor Closing and Closed, gets an answer, while the driver is unbound",
+        submit: &[],
+        cancel: None,
+        deaf: true,
+        ..HONEST
+    },
+    Behaviour {
         kind: Suspend,
         name: "suspend-closing",
         expect: "self:EPIPE|self:ok self:ok",
