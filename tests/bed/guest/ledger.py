@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Keeps books of a TPM whose backend is killed: no command counts twice, none that was answered is lost, and
-no PCR is reset in silence. What the books say is in /run/ledger."""
+"""Keeps books of a TPM whose backend is killed, or which is taken away and given back: no command counts twice, none
+that was answered is lost, and no PCR is reset in silence. What the books say is in /run/ledger."""
 
 import collections
 import errno
@@ -19,10 +19,19 @@ PATIENCE = 120
 INTERVAL = 0.05
 
 
+def device():
+    """What tells tpm0 from another one that was there before it; nothing if there is none."""
+    try:
+        return os.stat("/sys/class/tpm/tpm0/").st_ino
+    except FileNotFoundError:
+        return 0
+
+
 class Ledger:
     """What the TPM has to say next, and what happened so far."""
 
     def __init__(self, may_reset):
+        self.device = device()
         self.tpm = Tpm()
         self.may_reset = may_reset
         self.pcr = self.tpm.pcr(PCR)
@@ -58,21 +67,44 @@ class Ledger:
         self.failed = True
         return name
 
-    def retry(self, function, *arguments):
+    def retry(self, function):
         """Asks until there is an answer again."""
         until = time.monotonic() + PATIENCE
         while True:
             try:
-                return function(*arguments)
+                return function()
             except OSError as why:
                 name = self.fails(why)
                 self.write(f"waiting {name}")
                 assert time.monotonic() < until, f"no answer for {PATIENCE} s: {name}"
                 time.sleep(INTERVAL)
+                self.reopen()
+
+    def reopen(self):
+        """Opens the TPM anew if it is another device than the one that was opened: that never comes back."""
+        if device() == self.device:
+            return
+        self.tpm.close()
+        self.seen["reopened"] += 1
+        until = time.monotonic() + PATIENCE
+        while True:
+            self.device = device()
+            try:
+                # Of one that goes there is for a moment the one file without the other.
+                if self.device:
+                    self.tpm = Tpm()
+                    if device() == self.device:
+                        return
+                    self.tpm.close()
+            except OSError:
+                pass
+            self.write("waiting device")
+            assert time.monotonic() < until, f"no /dev/tpm0 for {PATIENCE} s: {os.listdir('/sys/class/tpm')}"
+            time.sleep(INTERVAL)
 
     def look(self, allowed, what):
         """The PCR has one of these values; or it is reset, where that may be and a failure told of it."""
-        value = self.retry(self.tpm.pcr, PCR)
+        value = self.retry(lambda: self.tpm.pcr(PCR))
         if value not in allowed and self.may_reset and self.failed and value == bytes(len(value)):
             self.seen["resets"] += 1
         else:
