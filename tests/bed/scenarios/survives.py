@@ -6,7 +6,7 @@ import random
 import re
 import time
 
-from bed import health
+from bed import health, inventory
 from bed.guest import Vtpm
 from bed.scenarios.toolstack import must_be
 from harness.report import Failure
@@ -170,6 +170,7 @@ def scenario(bed, plan, version, pause):
     with bed.guest("closed", vtpms[:1]) as closed, bed.guest("restart", vtpms[1:]) as restart:
         for guest in (closed, restart):
             bed.checks(guest, "module_loads", *(["ledger_counter"] if guest.vtpms[0].version == "2.0" else []))
+        before = inventory.take(restart)
         for guest in (closed, restart):
             start_books(guest, guest.name, pause)
             says(guest, "working")
@@ -180,6 +181,8 @@ def scenario(bed, plan, version, pause):
             if not bed.record(f"kill {number} of {len(kinds)}: {kind}", function, bed, whom, chance, pause):
                 raise Failure(f"SEED={seed} repeats this")
         bed.record(f"nothing is lost (SEED={seed})", ends_well, (closed, restart))
+        # This one has lived through all of it.
+        bed.record("nothing is left in the guest", lambda: inventory.same(before, inventory.take(restart)))
     bed.record("nothing is left over", nothing_left, bed, idle)
 
 
