@@ -38,7 +38,7 @@ GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc
 GUEST_PYTHON = """
 unittest hashlib hmac struct fcntl os sys io errno collections logging socket select random time threading
 binascii signal json traceback difflib argparse pprint string
-runpy importlib.util locale gettext
+runpy importlib.util locale gettext ctypes
 """.split()
 
 SYSTEM_FILES = {
@@ -98,7 +98,7 @@ class Modules:
         """The name of the module in a file."""
         return os.path.basename(path).split(".ko")[0].replace("-", "_")
 
-    def add(self, image, names, ours=None):
+    def add(self, image, names, ours=()):
         """Adds the modules, and our own under updates/; what is built in, or not there, is passed over."""
         todo, done = [name.replace("-", "_") for name in names], set()
         with tempfile.TemporaryDirectory() as top:
@@ -110,9 +110,9 @@ class Modules:
                 done.add(name)
                 todo += self.needs[name]
                 self._unpack(name, tree)
-            if ours:
-                os.makedirs(f"{tree}/updates", exist_ok=True)
-                shutil.copy(ours, f"{tree}/updates")
+            os.makedirs(f"{tree}/updates", exist_ok=True)
+            for path in ours:
+                shutil.copy(path, f"{tree}/updates")
             for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
                 shutil.copy(f"{self.folder}/{name}", tree)
             subprocess.run(["depmod", "-b", top, self.release], check=True)
@@ -161,8 +161,8 @@ def python_files():
     return [path for path in json.loads(done.stdout) if path.startswith("/usr/lib/python3")]
 
 
-def guest_image(modules, selftests, module, hostile):
-    """A guest's system: the tools of the TPM, our module beside the stock one, the bad frontend, and the checks."""
+def guest_image(modules, selftests, ours, hostile):
+    """A guest's system: the tools of the TPM, our modules beside the stock ones, the bad frontend, and the checks."""
     image = base_image()
     add_programs(image, GUEST_PROGRAMS)
     for path in glob.glob("/usr/bin/tpm2_*"):
@@ -177,7 +177,7 @@ def guest_image(modules, selftests, module, hostile):
             image.file(compiled)
     image.text("/etc/tcsd.conf", "", 0o640)
     image.directory("/var/lib/tpm")
-    modules.add(image, GUEST_MODULES, ours=module)
+    modules.add(image, GUEST_MODULES, ours=ours)
     if selftests:
         image.tree("/selftests", selftests)
     image.tree("/bed", f"{HERE}/guest", skip=("init",))

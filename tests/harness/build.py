@@ -27,6 +27,19 @@ def build_module(kernel):
          f"the module does not build for {kernel.release}")
 
 
+def inject_paths(kernel):
+    """For the debug kernel: a module that lets our driver's calls fail, and one that makes mistakes."""
+    return [f"{BUILD}/module/{kernel.release}/inject/{name}.ko" for name in ("inject", "mistakes")]
+
+
+def build_inject(kernel):
+    """Builds them."""
+    out = f"{BUILD}/module/{kernel.release}/inject"
+    os.makedirs(out, exist_ok=True)
+    must(["make", "-C", kernel.build, f"M={TOP}/tests/bed/inject", f"MO={out}", "modules"],
+         f"inject-{kernel.release}.log", "the modules of tests/bed/inject do not build")
+
+
 def cargo_environment():
     """Makes cargo use Debian's crates, with its files under build/."""
     home = f"{BUILD}/cargo-home"

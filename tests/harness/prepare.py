@@ -112,15 +112,20 @@ def download(folder, *packages):
     return glob.glob(f"{folder}/*.deb")
 
 
-def unpack_source(archive, series, target):
-    """Unpacks the wanted part of linux-source."""
+def kept(name):
+    """Whether a file of linux-source is unpacked for module builds."""
+    return KEEP.match(name) or os.path.basename(name).startswith("Kconfig")
+
+
+def unpack_source(archive, series, target, wanted):
+    """Unpacks the part of linux-source that `wanted` says yes to."""
     inner = f"./usr/src/linux-source-{series}.tar.xz"
     pipe = f"dpkg-deb --fsys-tarfile {archive} | tar -xO {inner} | xz -dc"
     with subprocess.Popen(["bash", "-o", "pipefail", "-c", pipe], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             for member in tar:
                 _, _, name = member.name.partition("/")
-                if name and (KEEP.match(name) or os.path.basename(name).startswith("Kconfig")):
+                if name and wanted(name):
                     member.name = name
                     tar.extract(member, target, filter="tar")
         process.stdout.read()
@@ -185,7 +190,7 @@ def prepare_kernel(kernel):
             headers, = download(f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}")
             must(["dpkg-deb", "-x", headers, f"{work}/headers"], "unpack.log", "cannot unpack the headers")
         with step(f"unpacking the source of {kernel.release}"):
-            unpack_source(source, kernel.series, kernel.source)
+            unpack_source(source, kernel.series, kernel.source, kept)
         with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
             prepare_tree(kernel, work)
         with open(stamp, "w", encoding="ascii") as file:

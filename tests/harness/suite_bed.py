@@ -13,12 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from bed import content
 from bed.guest import Guest, Vtpm
 from bed.qemu import BedError, Machine
-from harness import build, steps
+from harness import build, debug_kernel, steps
 from harness.report import Failure
 from harness.steps import BUILD, StepError, must, step
 
 SCENARIOS = os.path.join(steps.TOP, "tests/bed/scenarios")
 UUID = "00000000-0000-4000-8000-{:012x}"
+# What the debug kernel costs: by how much a check's limit grows, and a guest's memory (MiB).
+DEBUG_SLOWNESS = 3
+DEBUG_MEMORY = 256
+# A scenario's name with this behind it is that scenario with the debug kernel in its guests.
+ON_DEBUG = "-debug"
 AT_ONCE = min(os.cpu_count() or 1, 2)
 _making_state = threading.Lock()
 
@@ -26,11 +31,13 @@ _making_state = threading.Lock()
 class Bed:
     """What a scenario has in hand: a machine, guests, and the report."""
 
-    def __init__(self, report, kernel, xen, name, driver="rust"):
+    def __init__(self, report, kernel, xen, name, driver="rust", debug=None):
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
         self.suite = f"{'bed' if report.name != 'compare' else driver}/{name}"
-        self.kernel = kernel
+        # Dom0's, and the guests', which are slower with the debug kernel and need more memory for it.
+        self.kernel, self.guest_kernel = kernel, debug or kernel
+        self.debug = debug is not None
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
         self._uuids = 0
@@ -44,16 +51,16 @@ class Bed:
         """Writes the guests' initramfs; returns its path."""
         images = f"{self.work}-images"
         os.makedirs(images, exist_ok=True)
-        image = content.guest_image(content.Modules(self.kernel.modules),
-                                    f"{self.kernel.source}/tools/testing/selftests/tpm2",
-                                    build.module_path(self.kernel), build.hostile_path())
+        ours = [build.module_path(self.guest_kernel)] + (build.inject_paths(self.guest_kernel) if self.debug else [])
+        image = content.guest_image(content.Modules(self.guest_kernel.modules),
+                                    f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, build.hostile_path())
         image.write(f"{images}/guest.cpio")
         return f"{images}/guest.cpio"
 
     def write_driver_domain_image(self, trees):
         """Writes the initramfs of a driver domain, with these folders; returns its path."""
         os.makedirs(f"{self.work}-images", exist_ok=True)
-        image = content.driver_domain_image(content.Modules(self.kernel.modules), build.backend_path())
+        image = content.driver_domain_image(content.Modules(self.guest_kernel.modules), build.backend_path())
         for path, source in trees.items():
             image.tree(path, source)
         image.write(f"{self.work}-images/driver.cpio")
@@ -67,7 +74,7 @@ class Bed:
         images = f"{self.work}-images"
         for vtpm in vtpms:
             dom0.tree(f"/var/lib/xen-vtpmd/{vtpm.uuid}", tpm_state(vtpm))
-        dom0.file("/boot/vmlinux", self.kernel.vmlinux)
+        dom0.file("/boot/vmlinux", self.guest_kernel.vmlinux)
         for path, source in (files or {}).items():
             dom0.file(path, source)
         dom0.write(f"{images}/dom0.cpio")
@@ -106,6 +113,7 @@ class Bed:
 
     def checks(self, guest, *names, limit=60):
         """Runs checks of tests/bed/guest in a guest; a dead guest fails those that are left."""
+        limit *= DEBUG_SLOWNESS if self.debug else 1
         for number, name in enumerate(names):
             try:
                 done = guest.check(name, limit)
@@ -123,6 +131,8 @@ class Bed:
         """Starts a guest; at its end looks through its kernel log and shuts it down."""
         versions = ",".join(vtpm.version for vtpm in vtpms)
         options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
+        if self.debug:
+            options["memory"] = options.get("memory", 512) + DEBUG_MEMORY
         guest = Guest(self.machine, name, vtpms, **options)
         start, started = time.monotonic(), False
         try:
@@ -130,7 +140,7 @@ class Bed:
             self.report.add(self.suite, f"{name}: starts", "pass", time.monotonic() - start)
             started = True
             yield guest
-            self.checks(guest, "kernel_log")
+            self.checks(guest, "kernel_log", *(["debug_reports"] if self.debug else []))
             start = time.monotonic()
             guest.shutdown()
             self.report.add(self.suite, f"{name}: shuts down", "pass", time.monotonic() - start)
@@ -171,18 +181,35 @@ def tpm_state(vtpm):
 
 
 def selected(word):
-    """The scenarios of a set (test, deep), or those named in a comma-separated list."""
+    """The scenarios of a set (test, deep; debug, with the debug kernel), or those named in a comma-separated list."""
     names = sorted(name[:-3] for name in os.listdir(SCENARIOS) if name.endswith(".py") and name[0] != "_")
     found = {name: importlib.import_module(f"bed.scenarios.{name}") for name in names}
-    chosen = {name: module for name, module in found.items() if word in module.SETS or name in word.split(",")}
+    chosen = {name: module for name, module in found.items()
+              if word in set(module.SETS) - {"debug"} or name in word.split(",")}
+    for name, module in found.items():
+        if word in ("debug", "deep") and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
+            chosen[name + ON_DEBUG] = module
     if not chosen:
-        raise StepError(f"no scenario '{word}': there are {', '.join(names)}")
+        raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME{ON_DEBUG}")
     return chosen
 
 
 def booted(kernels):
     """The kernels that can be booted; the first, the oldest, is that of most scenarios."""
     return [kernel for kernel in kernels if kernel.bootable]
+
+
+def prepare_debug(report, kernel):
+    """The debug kernel, and what is built for it; None where that fails."""
+    try:
+        debug = debug_kernel.debug_kernel(kernel)
+        with step("building the module for the debug kernel"):
+            build.build_module(debug)
+            build.build_inject(debug)
+        return debug
+    except StepError as why:
+        report.add("bed", "debug kernel and its modules", "fail", 0, str(why))
+        return None
 
 
 def run(report, kernels, xen, scenarios, driver="rust"):
@@ -196,10 +223,16 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     except StepError as why:
         report.add("bed", "module and backend for the bed", "fail", 0, str(why))
         return
-    jobs = []
+    jobs, debug = [], None
+    if any(name.endswith(ON_DEBUG) for name in scenarios):
+        debug = prepare_debug(report, first)
     for name, module in scenarios.items():
         # What a scenario needs beside that, while no other one runs.
         if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
+            continue
+        if name.endswith(ON_DEBUG):
+            if debug:
+                jobs.append((module, Bed(report, first, xen, name, driver, debug)))
             continue
         if not getattr(module, "OTHER_KERNELS", False):
             jobs.append((module, Bed(report, first, xen, name, driver)))
@@ -229,7 +262,7 @@ def _run_together(jobs):
 
 
 def _run_one(module, bed):
-    with step(f"{bed.suite} on {bed.kernel.release}: {module.__doc__.strip().splitlines()[0]}"):
+    with step(f"{bed.suite} on {bed.guest_kernel.release}: {module.__doc__.strip().splitlines()[0]}"):
         start = time.monotonic()
         try:
             module.run(bed)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A guest is saved and restored with its TPM; a guest that is destroyed loses what a TPM loses."""
 
-SETS = ("test",)
+SETS = ("test", "debug")
 
 FILE = "/run/save.file"
 

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0
+# On the debug kernel alone: what its own watchmen have to say, and failures that it makes.
+
+# kmemleak calls an object leaked that no pointer leads to in two looks, and that is some seconds old.
+check_debug_reports() {
+	touch /run/dmesg
+	dmesg | cat /run/dmesg - >/tmp/dmesg
+	if grep -E 'KASAN|UBSAN|ODEBUG|kmemleak: [0-9]+ new|INFO: |locking|lock state|RCU usage|sleeping function|list_(add|del) corruption' /tmp/dmesg; then
+		fail "the kernel log has the lines above"
+	fi
+	like "lockdep, which ends at its first report" "$(grep -o 'debug_locks: *[0-9]' /proc/lockdep_stats)" '.* 1'
+	sleep 6
+	echo scan >/sys/kernel/debug/kmemleak
+	sleep 1
+	echo scan >/sys/kernel/debug/kmemleak
+	cat /sys/kernel/debug/kmemleak >leaks
+	[ ! -s leaks ] || fail "$(cat leaks)"
+}
+
+faults() {
+	[ -e /proc/self/fail-nth ] || fail "this kernel makes no failures: it is not the debug kernel"
+	python /bed/faults.py "$@"
+}
+
+check_faults_load() { faults load; }
+
+check_faults_bind() { faults bind; }
+
+check_faults_unbind() { faults unbind; }
+
+check_faults_send() { faults send; }
+
+check_faults_functions() {
+	modprobe inject
+	faults functions
+	rmmod inject
+}
