@@ -89,7 +89,8 @@ class Trial:
         self.c_driver = bed.driver == "c"
         # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
-        self.guest = Guest(self.machine, "victim", [] if self.c_driver else [vtpm], memory=400, options=options)
+        self.guest = Guest(self.machine, "victim", [] if self.c_driver else [vtpm], memory=bed.guest_memory(400),
+                           options=options)
         self.rows, self.ports, self.seen = {}, None, 0
 
     def start(self):
@@ -370,5 +371,5 @@ def scenario(bed, names, version="2.0"):
             write_table(column, trial.rows)
     if not trial.c_driver:
         bed.record("event channels and grants are given back", trial.nothing_left)
-        bed.checks(trial.guest, "kernel_log")
+        bed.checks(trial.guest, *bed.last_checks())
         trial.guest.shutdown()

@@ -116,7 +116,9 @@ def _build(kernel):
         file.write(VARIABLES)
     make, log = ["nice", "-n", "5", "make", "-C", kernel.source, f"O={kernel.build}"], "debug-kernel.log"
     with step("building the debug kernel (about 25 minutes of processor time)"):
-        _configure(kernel, make, log)
+        config = f"{kernel.build}/.config"
+        if not os.path.exists(config) or lacking(config):
+            _configure(kernel, make, log)
         must(make + ["-j2", "vmlinux", "modules"], log, "the debug kernel does not build")
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         must(make + ["modules_install", f"INSTALL_MOD_PATH={kernel.folder}/boot"], log,

@@ -126,13 +126,20 @@ class Bed:
             detail = detail if isinstance(detail, str) else "".join(detail)
             self.report.add(self.suite, f"{guest.name}: {name}", status, done.seconds, detail)
 
+    def guest_memory(self, wanted):
+        """What a guest gets that needs `wanted` MiB with a stock kernel."""
+        return wanted + (DEBUG_MEMORY if self.debug else 0)
+
+    def last_checks(self):
+        """The checks at a guest's end."""
+        return ["kernel_log", "debug_reports"] if self.debug else ["kernel_log"]
+
     @contextlib.contextmanager
     def guest(self, name, vtpms, **options):
         """Starts a guest; at its end looks through its kernel log and shuts it down."""
         versions = ",".join(vtpm.version for vtpm in vtpms)
         options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
-        if self.debug:
-            options["memory"] = options.get("memory", 512) + DEBUG_MEMORY
+        options["memory"] = self.guest_memory(options.get("memory", 512))
         guest = Guest(self.machine, name, vtpms, **options)
         start, started = time.monotonic(), False
         try:
@@ -140,7 +147,7 @@ class Bed:
             self.report.add(self.suite, f"{name}: starts", "pass", time.monotonic() - start)
             started = True
             yield guest
-            self.checks(guest, "kernel_log", *(["debug_reports"] if self.debug else []))
+            self.checks(guest, *self.last_checks())
             start = time.monotonic()
             guest.shutdown()
             self.report.add(self.suite, f"{name}: shuts down", "pass", time.monotonic() - start)
