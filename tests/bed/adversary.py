@@ -8,7 +8,6 @@ import re
 import subprocess
 import threading
 
-from bed.guest import Guest
 from bed.qemu import BedError
 from harness import build, steps
 from harness.report import Failure
@@ -89,8 +88,7 @@ class Trial:
         self.c_driver = bed.driver == "c"
         # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
-        self.guest = Guest(self.machine, "victim", [] if self.c_driver else [vtpm], memory=bed.guest_memory(400),
-                           options=options)
+        self.guest = bed.new_guest("victim", [] if self.c_driver else [vtpm], memory=400, options=options)
         self.rows, self.ports, self.seen = {}, None, 0
 
     def start(self):

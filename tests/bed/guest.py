@@ -35,10 +35,12 @@ class Outcome:
 
 
 class Guest:
-    """A guest with the given vTPMs, PV unless `type` says otherwise."""
+    """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much longer than with
+    a stock kernel it may take to start."""
 
-    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", **config):
+    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", slowness=1, **config):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
+        self._slowness = slowness
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
@@ -76,7 +78,7 @@ class Guest:
 
     def wait_ready(self):
         """Waits until the guest takes commands."""
-        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start")
+        self._wait(lambda line: "@@ready" in line, START_LIMIT * self._slowness, "start")
 
     def _lines(self):
         try:

@@ -19,7 +19,7 @@ from harness.steps import BUILD, StepError, must, step
 
 SCENARIOS = os.path.join(steps.TOP, "tests/bed/scenarios")
 UUID = "00000000-0000-4000-8000-{:012x}"
-# What the debug kernel costs: by how much a check's limit grows, and a guest's memory (MiB).
+# What the debug kernel costs: by how much limits grow, and a guest's memory (MiB).
 DEBUG_SLOWNESS = 3
 DEBUG_MEMORY = 256
 # A scenario's name with this behind it is that scenario with the debug kernel in its guests.
@@ -126,9 +126,12 @@ class Bed:
             detail = detail if isinstance(detail, str) else "".join(detail)
             self.report.add(self.suite, f"{guest.name}: {name}", status, done.seconds, detail)
 
-    def guest_memory(self, wanted):
-        """What a guest gets that needs `wanted` MiB with a stock kernel."""
-        return wanted + (DEBUG_MEMORY if self.debug else 0)
+    def new_guest(self, name, vtpms=(), memory=512, **options):
+        """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
+        if self.debug:
+            memory += DEBUG_MEMORY
+            options = {"type": "'pvh'", "slowness": DEBUG_SLOWNESS, **options}
+        return Guest(self.machine, name, vtpms, memory=memory, **options)
 
     def last_checks(self):
         """The checks at a guest's end."""
@@ -139,8 +142,7 @@ class Bed:
         """Starts a guest; at its end looks through its kernel log and shuts it down."""
         versions = ",".join(vtpm.version for vtpm in vtpms)
         options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
-        options["memory"] = self.guest_memory(options.get("memory", 512))
-        guest = Guest(self.machine, name, vtpms, **options)
+        guest = self.new_guest(name, vtpms, **options)
         start, started = time.monotonic(), False
         try:
             guest.start()

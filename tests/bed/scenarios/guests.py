@@ -38,7 +38,9 @@ def run(bed):
     pair = [bed.vtpm("1.2"), bed.vtpm("2.0")]
     bed.boot([old, fresh, new, *pair])
     with bed.guest("tpm12", [old, fresh]) as guest:
-        bed.checks(guest, *LOAD, *TPM12, *COMMON, "tpm12_cancel_while_a_key_is_made", *TROUSERS)
+        bed.checks(guest, *LOAD, *TPM12, *COMMON, "tpm12_cancel_while_a_key_is_made")
+        # tcsd listens on TCP, and the debug kernel has no network.
+        bed.checks(guest, *(() if bed.debug else TROUSERS))
     with bed.guest("tpm20", [new]) as guest:
         bed.checks(guest, *LOAD, *TPM20, *COMMON)
         bed.machine.must(PREEMPT.format(100000))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """A module makes the mistakes that the debug kernel is to report: it does, and the checks see that."""
 
-from bed.guest import Guest
 from harness.report import Failure
 
 SETS = ("debug",)
@@ -25,7 +24,7 @@ def made(guest, mistake, wanted):
 def run(bed):
     """The guest is thrown away."""
     bed.boot([])
-    guest = Guest(bed.machine, "mistakes", memory=768)
+    guest = bed.new_guest("mistakes")
     guest.start()
     for mistake, wanted in MISTAKES.items():
         bed.record(f"mistakes: {mistake}", made, guest, mistake, wanted)
