@@ -14,7 +14,11 @@ use crate::{
             Control as _,
             Failure, //
         },
-        layout, //
+        layout,
+        stage::{
+            Event,
+            Stage, //
+        },
     },
     registration::Tpm,
     tpm::{
@@ -56,7 +60,6 @@ use kernel::{
     },
     workqueue, //
 };
-use pin_init::pin_init_scope;
 
 /// How long `probe()` waits for the backend. libxl gives backends 10 s to show up, too.
 const PROBE_WAIT_MS: u32 = 10_000;
@@ -67,22 +70,6 @@ const UNBIND_WAIT_MS: u32 = 1_000;
 /// How often they ask for the backend's state meanwhile. Both may run in the very thread that
 /// takes xenstore's watches, so that a watch would not help them.
 const POLL_MS: u32 = 10;
-
-/// Where the connection to the backend stands.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    /// There is none. Commands fail with `EPIPE`.
-    Down,
-    /// The backend was offered a channel. Commands fail with `EPIPE`.
-    Offered,
-    /// Commands can run.
-    Up,
-    /// The backend stopped answering, and was told that the connection ends. Commands fail with
-    /// `ESHUTDOWN`.
-    Wedged,
-    /// The backend speaks another protocol, and gets no other offer. Commands fail with `EPIPE`.
-    Refused,
-}
 
 /// The last channel that was offered. It is kept until the next one comes, because the backend may
 /// not have let go of its page yet.
@@ -147,8 +134,13 @@ impl Vtpm {
         *self.stage.lock()
     }
 
-    fn set_stage(&self, _link: &mut Link, stage: Stage) {
-        *self.stage.lock() = stage;
+    /// Moves the connection on, if the event is one for its stage.
+    fn advance(&self, _link: &mut Link, event: Event) -> bool {
+        let mut stage = self.stage.lock();
+        let next = stage.after(event);
+
+        *stage = next.unwrap_or(*stage);
+        next.is_some()
     }
 
     /// Cuts a running command short, keeps others from starting, and gives access to the link.
@@ -157,12 +149,16 @@ impl Vtpm {
         self.link.lock()
     }
 
-    /// Offers the backend a fresh channel, in place of the one that there was.
-    fn offer(&self, dev: &bus::Device<Bound>) -> Result {
+    /// Offers the backend a fresh channel, in place of the one that there was, if `event` asks for
+    /// one.
+    fn offer(&self, dev: &bus::Device<Bound>, event: Event) -> Result {
+        if self.stage().after(event).is_none() {
+            return Ok(());
+        }
         let mut link = self.hang_up();
 
         // The old channel goes before the new one comes.
-        self.set_stage(&mut link, Stage::Down);
+        self.advance(&mut link, Event::BackendClosed);
         *link = None;
         let channel = Channel::new(dev, self.control.clone())?;
 
@@ -179,7 +175,7 @@ impl Vtpm {
         dev.switch_state(State::Initialised);
 
         *link = Some(channel);
-        self.set_stage(&mut link, Stage::Offered);
+        self.advance(&mut link, event);
         Ok(())
     }
 
@@ -187,7 +183,7 @@ impl Vtpm {
     /// commands can run from now on.
     fn accept(&self, dev: &bus::Device<Core<'_>>) -> bool {
         // At any other stage a command may be running, which nobody here waits for.
-        if self.stage() != Stage::Offered {
+        if self.stage().after(Event::BackendConnected).is_none() {
             return false;
         }
         let mut link = self.link.lock();
@@ -198,22 +194,18 @@ impl Vtpm {
                 c"backend's feature-protocol-v2 is not 1: too old for us",
             );
             dev.switch_state(State::Closing);
-            self.set_stage(&mut link, Stage::Refused);
+            self.advance(&mut link, Event::BackendForeign);
             return false;
         }
 
         dev.switch_state(State::Connected);
         self.control.connected();
-        self.set_stage(&mut link, Stage::Up);
-        true
+        self.advance(&mut link, Event::BackendConnected)
     }
 
     /// The backend is here and waits for an offer.
     fn make_up(&self, dev: &bus::Device<Bound>) {
-        if matches!(self.stage(), Stage::Offered | Stage::Refused) {
-            return;
-        }
-        if let Err(e) = self.offer(dev) {
+        if let Err(e) = self.offer(dev, Event::BackendReady) {
             dev.report(e, c"offering the backend a page and an event channel");
         }
     }
@@ -226,16 +218,14 @@ impl Vtpm {
             "the backend does not answer, not even to a cancel: reconnecting\n"
         );
         self.dev.switch_state(State::Closing);
-        self.set_stage(link, Stage::Wedged);
+        self.advance(link, Event::BackendSilent);
     }
 
     /// The backend is going away, or wants us to.
     fn close(&self, dev: &bus::Device<Bound>) {
         let mut link = self.hang_up();
 
-        if self.stage() != Stage::Refused {
-            self.set_stage(&mut link, Stage::Down);
-        }
+        self.advance(&mut link, Event::BackendClosed);
         dev.closed();
     }
 }
@@ -289,11 +279,10 @@ impl Operations for Vtpm {
 
     fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
         let mut link = self.link.lock();
-        let channel = match (self.stage(), &mut *link) {
-            (Stage::Up, Some(channel)) => channel,
-            (Stage::Wedged, _) => return Err(Failure::Wedged.into()),
-            _ => return Err(Failure::NoBackend.into()),
-        };
+        if let Some(failure) = self.stage().failure() {
+            return Err(failure.into());
+        }
+        let channel = (*link).as_mut().ok_or(Failure::NoBackend)?;
 
         let result = channel.exchange(packet, length, self.locality(), duration);
         // Whoever hung up sees to the rest.
@@ -309,7 +298,6 @@ impl Operations for Vtpm {
 }
 
 /// What belongs to one bound device.
-#[pin_data]
 pub(crate) struct Frontend {
     tpm: Arc<Tpm>,
     vtpm: Arc<Vtpm>,
@@ -327,7 +315,7 @@ fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
         State::Closed | State::Unknown => Some(false),
     });
     if waits {
-        vtpm.offer(dev)?;
+        vtpm.offer(dev, Event::BackendReady)?;
     }
 
     let accepted = waits
@@ -360,13 +348,15 @@ impl bus::Driver for Tpmfront {
     const DEVICE_TYPE: &'static CStr = c"vtpm";
 
     fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
-        pin_init_scope(move || {
+        let bind = || {
             let vtpm = Vtpm::new(dev)?;
             let tpm = Tpm::new(vtpm.clone())?;
 
             connect(dev, &vtpm, &tpm)?;
-            Ok(try_pin_init!(Frontend { tpm, vtpm }))
-        })
+            Ok(Frontend { tpm, vtpm })
+        };
+
+        bind()
     }
 
     fn backend_changed(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>, state: State) {
@@ -383,7 +373,7 @@ impl bus::Driver for Tpmfront {
     }
 
     fn resume(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) -> Result {
-        this.vtpm.offer(dev)
+        this.vtpm.offer(dev, Event::Resumed)
     }
 
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {

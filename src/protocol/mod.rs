@@ -14,6 +14,7 @@ pub mod frontend;
 pub mod layout;
 pub mod packet;
 pub mod page;
+pub mod stage;
 
 pub use layout::State;
 pub use page::{
