@@ -21,6 +21,7 @@ use crate::{
         },
     },
     registration::Tpm,
+    standing::Standing,
     tpm::{
         attribute::{
             Attribute,
@@ -67,8 +68,8 @@ const PROBE_WAIT_MS: u32 = 10_000;
 /// How long `unbind()` waits for the backend to let go of the page.
 const UNBIND_WAIT_MS: u32 = 1_000;
 
-/// How often they ask for the backend's state meanwhile. Both may run in the very thread that
-/// takes xenstore's watches, so that a watch would not help them.
+/// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the very
+/// thread that takes xenstore's watches, so that a watch would not help them.
 const POLL_MS: u32 = 10;
 
 /// The last channel that was offered. It is kept until the next one comes, because the backend may
@@ -86,9 +87,8 @@ pub(crate) struct Vtpm {
     /// state in xenstore, are changed under it only.
     #[pin]
     link: Mutex<Link>,
-    /// Held for moments only, so that whoever asks need not wait for a command.
     #[pin]
-    stage: Mutex<Stage>,
+    standing: Standing,
 }
 
 impl Vtpm {
@@ -102,7 +102,7 @@ impl Vtpm {
                 control,
                 locality: Atomic::new(0),
                 link <- new_mutex!(None),
-                stage <- new_mutex!(Stage::Down),
+                standing <- Standing::new(),
             }),
             GFP_KERNEL,
         )
@@ -131,16 +131,12 @@ impl Vtpm {
 
     /// Where the connection stands. Without the link it may have changed by now.
     fn stage(&self) -> Stage {
-        *self.stage.lock()
+        self.standing.stage()
     }
 
     /// Moves the connection on, if the event is one for its stage.
     fn advance(&self, _link: &mut Link, event: Event) -> bool {
-        let mut stage = self.stage.lock();
-        let next = stage.after(event);
-
-        *stage = next.unwrap_or(*stage);
-        next.is_some()
+        self.standing.advance(event)
     }
 
     /// Cuts a running command short, keeps others from starting, and gives access to the link.
@@ -278,6 +274,8 @@ impl Operations for Vtpm {
     ];
 
     fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
+        self.standing.await_offer();
+
         let mut link = self.link.lock();
         if let Some(failure) = self.stage().failure() {
             return Err(failure.into());
@@ -377,6 +375,11 @@ impl bus::Driver for Tpmfront {
     }
 
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
+        // The core has some last words for a TPM 2.0 that it unregisters. Where nobody can hear them,
+        // it shall not wait either.
+        if this.vtpm.stage() != Stage::Up {
+            this.vtpm.close(dev);
+        }
         this.tpm.unregister();
         this.vtpm.close(dev);
 

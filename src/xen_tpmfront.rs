@@ -17,6 +17,8 @@ mod locality;
 pub mod protocol;
 #[deny(unsafe_code)]
 mod registration;
+#[deny(unsafe_code)]
+mod standing;
 mod tpm;
 mod xen;
 mod xen_sys;

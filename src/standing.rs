@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where the connection stands, for all who ask, and the wait for a backend that has an offer.
+
+use crate::{
+    protocol::stage::{
+        Event,
+        Stage, //
+    },
+    xen::event::News,
+};
+use kernel::{
+    new_condvar, new_mutex,
+    prelude::*,
+    sync::{
+        CondVar,
+        CondVarTimeoutResult,
+        Mutex, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Jiffies, //
+    },
+};
+
+/// How long after an offer a command waits for the backend to take it, before it fails.
+const OFFER_WAIT_MS: u32 = 10_000;
+
+/// A stage, and since when it is that.
+struct Since {
+    stage: Stage,
+    start: Jiffies,
+}
+
+/// Where the connection stands. Its lock is held for moments only, so that whoever asks need not
+/// wait for a command.
+#[pin_data]
+pub(crate) struct Standing {
+    #[pin]
+    now: Mutex<Since>,
+    /// The stage is another one.
+    #[pin]
+    moved: CondVar,
+}
+
+impl Standing {
+    /// There is no connection yet.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            now <- new_mutex!(Since {
+                stage: Stage::Down,
+                start: News::now(),
+            }),
+            moved <- new_condvar!(),
+        })
+    }
+
+    /// The stage. It may have changed by now.
+    pub(crate) fn stage(&self) -> Stage {
+        self.now.lock().stage
+    }
+
+    /// Moves the connection on, if the event is one for its stage.
+    pub(crate) fn advance(&self, event: Event) -> bool {
+        let mut now = self.now.lock();
+        let Some(stage) = now.stage.after(event) else {
+            return false;
+        };
+
+        if stage != now.stage {
+            *now = Since {
+                stage,
+                start: News::now(),
+            };
+            self.moved.notify_all();
+        }
+        true
+    }
+
+    /// Waits while the backend has an offer that it has not taken yet, but not for long: whoever is
+    /// there takes it soon. So the first command after a restore or a reconnect does not fail.
+    pub(crate) fn await_offer(&self) {
+        let limit = msecs_to_jiffies(OFFER_WAIT_MS);
+        let mut now = self.now.lock();
+
+        while now.stage == Stage::Offered {
+            let left = limit.saturating_sub(News::now().wrapping_sub(now.start));
+
+            if left == 0 {
+                return;
+            }
+            // The freezer has to get hold of the task, and a command that has not started may be
+            // ended by any signal.
+            if let CondVarTimeoutResult::Signal { .. } =
+                self.moved.wait_interruptible_timeout(&mut now, left)
+            {
+                return;
+            }
+        }
+    }
+}
