@@ -55,3 +55,28 @@ check_save_was_reset() {
 	is "the loaded sessions" "$(tpm2 getcap handles-loaded-session)" ""
 	is "NV" "$(tpm2 nvread -C o -s 16 0x1500020)" "kept in the TPM"
 }
+
+# With /dev/tpm0 open while the guest is saved: extends one after the other.
+check_saved_work() {
+	python /bed/saved.py work
+	wait_for 10 grep -q ok /run/saved
+}
+
+# One that does not end before the guest is saved: the host has stopped the TPM.
+check_saved_wait() {
+	python /bed/saved.py wait
+	wait_for 10 grep -q sent /run/saved
+	sleep 0.3
+}
+
+# Restored, or never gone: not one command failed, from before the save to the first one after it and on.
+check_saved_without_a_failure() { python /bed/saved.py ended ok; }
+
+# Restored: the running command fails once and tells so. It counts once or not at all.
+check_saved_in_the_midst() {
+	python /bed/saved.py ended sent EPIPE ok
+	is "the number of errors in the kernel log" "$(dmesg | grep -c 'tpm tpm0.*error')" 0
+}
+
+# Never gone: the running command has its answer.
+check_saved_in_vain() { python /bed/saved.py ended sent ok; }

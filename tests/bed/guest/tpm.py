@@ -16,6 +16,11 @@ def version(number=0):
         return re.search(r"bed\.tpms=(\S+)", file.read())[1].split(",")[number]
 
 
+def packet(tag, ordinal, body):
+    """A whole command."""
+    return struct.pack(">HII", tag, 10 + len(body), ordinal) + body
+
+
 class Tpm:
     """An open TPM device."""
 
@@ -35,7 +40,7 @@ class Tpm:
 
     def command(self, tag, ordinal, body):
         """Sends a command; returns its code and the rest of the answer."""
-        answer = self.transmit(struct.pack(">HII", tag, 10 + len(body), ordinal) + body)
+        answer = self.transmit(packet(tag, ordinal, body))
         _, length, code = struct.unpack(">HII", answer[:10])
         if length != len(answer):
             raise AssertionError(f"{len(answer)} bytes of an answer of {length}")
@@ -43,11 +48,14 @@ class Tpm:
 
     def extend(self, pcr, digest):
         """Extends a PCR (its SHA-256 bank, for 2.0); returns the code."""
+        return self.command(*self.extending(pcr, digest))[0]
+
+    def extending(self, pcr, digest):
+        """The tag, ordinal and body of the command that extends a PCR."""
         if self.kind == "1.2":
-            return self.command(0xc1, 0x14, struct.pack(">I", pcr) + digest)[0]
+            return 0xc1, 0x14, struct.pack(">I", pcr) + digest
         session = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
-        body = struct.pack(">I", pcr) + session + struct.pack(">IH", 1, 0x0b) + digest
-        return self.command(0x8002, 0x182, body)[0]
+        return 0x8002, 0x182, struct.pack(">I", pcr) + session + struct.pack(">IH", 1, 0x0b) + digest
 
     def pcr(self, number):
         """The value of a PCR."""
