@@ -34,10 +34,15 @@ use crate::{
             self,
             State, //
         },
+        debugfs::{
+            folder,
+            Folder, //
+        },
         store, //
     },
 };
 use kernel::{
+    debugfs::ScopedDir,
     device::{
         Bound,
         Core, //
@@ -57,6 +62,7 @@ use kernel::{
     time::{
         delay::fsleep,
         Delta,
+        Instant,
         Jiffies, //
     },
     workqueue, //
@@ -196,6 +202,7 @@ impl Vtpm {
 
         dev.switch_state(State::Connected);
         self.control.connected();
+        self.control.counters().connected();
         self.advance(&mut link, Event::BackendConnected)
     }
 
@@ -214,6 +221,7 @@ impl Vtpm {
             "the backend does not answer, not even to a cancel: reconnecting\n"
         );
         self.dev.switch_state(State::Closing);
+        self.control.counters().wedged();
         self.advance(link, Event::BackendSilent);
     }
 
@@ -223,6 +231,29 @@ impl Vtpm {
 
         self.advance(&mut link, Event::BackendClosed);
         dev.closed();
+    }
+
+    /// Carries out a command when there is a connection.
+    fn exchange(
+        &self,
+        packet: &mut [u8],
+        length: usize,
+        duration: Jiffies,
+    ) -> Result<usize, Failure> {
+        self.standing.await_offer();
+
+        let mut link = self.link.lock();
+        if let Some(failure) = self.stage().failure() {
+            return Err(failure);
+        }
+        let channel = (*link).as_mut().ok_or(Failure::NoBackend)?;
+
+        let result = channel.exchange(packet, length, self.locality(), duration);
+        // Whoever hung up sees to the rest.
+        if channel.is_wedged() && result != Err(Failure::NoBackend) {
+            self.reconnect(&mut link);
+        }
+        result
     }
 }
 
@@ -274,19 +305,10 @@ impl Operations for Vtpm {
     ];
 
     fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
-        self.standing.await_offer();
+        let start = Instant::now();
+        let result = self.exchange(packet, length, duration);
 
-        let mut link = self.link.lock();
-        if let Some(failure) = self.stage().failure() {
-            return Err(failure.into());
-        }
-        let channel = (*link).as_mut().ok_or(Failure::NoBackend)?;
-
-        let result = channel.exchange(packet, length, self.locality(), duration);
-        // Whoever hung up sees to the rest.
-        if channel.is_wedged() && result != Err(Failure::NoBackend) {
-            self.reconnect(&mut link);
-        }
+        self.control.counters().command(length, start, &result);
         Ok(result?)
     }
 
@@ -295,10 +317,23 @@ impl Operations for Vtpm {
     }
 }
 
+/// The files in debugfs.
+fn debug_files<'data>(vtpm: &'data Arc<Vtpm>, folder: &ScopedDir<'data, '_>) {
+    folder.read_callback_file(c"state", vtpm, &|vtpm, f| vtpm.standing.show(f));
+    folder.read_callback_file(c"counters", vtpm, &|vtpm, f| {
+        vtpm.control.counters().show(f)
+    });
+    folder.read_callback_file(c"latency", vtpm, &|vtpm, f| {
+        vtpm.control.counters().show_latency(f)
+    });
+}
+
 /// What belongs to one bound device.
 pub(crate) struct Frontend {
     tpm: Arc<Tpm>,
     vtpm: Arc<Vtpm>,
+    /// Not essential: without memory for it there is none.
+    _folder: Option<Folder<Arc<Vtpm>>>,
 }
 
 /// Connects to the backend and registers the TPM, if the backend is there in time. What it is too
@@ -344,6 +379,7 @@ impl bus::Driver for Tpmfront {
     type Data = Frontend;
 
     const DEVICE_TYPE: &'static CStr = c"vtpm";
+    const FOLDER: &'static CStr = c"xen-tpmfront";
 
     fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
         let bind = || {
@@ -351,7 +387,11 @@ impl bus::Driver for Tpmfront {
             let tpm = Tpm::new(vtpm.clone())?;
 
             connect(dev, &vtpm, &tpm)?;
-            Ok(Frontend { tpm, vtpm })
+            Ok(Frontend {
+                _folder: folder(dev, vtpm.clone(), debug_files).ok(),
+                tpm,
+                vtpm,
+            })
         };
 
         bind()

@@ -5,6 +5,7 @@
 //! `Documentation/protocol.rst` has the errnos as a table.
 
 use crate::{
+    counters::Counters,
     protocol::{
         exchange::{
             self,
@@ -96,6 +97,7 @@ pub(crate) struct Control {
     #[pin]
     news: News,
     flags: Flags<Atomic<bool>>,
+    counters: Counters,
 }
 
 impl Control {
@@ -104,7 +106,13 @@ impl Control {
         pin_init!(Self {
             news <- News::new(),
             flags: Flags::new(|| Atomic::new(false)),
+            counters: Counters::new(),
         })
+    }
+
+    /// What happened on all connections.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
     }
 }
 
@@ -154,7 +162,10 @@ struct Doorbell {
 
 impl Handler for Doorbell {
     fn handle(&self) -> Event {
-        if self.control.event(self.page.state()) {
+        let expected = self.control.event(self.page.state());
+
+        self.control.counters.event(expected);
+        if expected {
             Event::Expected
         } else {
             Event::Spurious

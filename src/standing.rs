@@ -2,15 +2,12 @@
 
 //! Where the connection stands, for all who ask, and the wait for a backend that has an offer.
 
-use crate::{
-    protocol::stage::{
-        Event,
-        Stage, //
-    },
-    xen::event::News,
+use crate::protocol::stage::{
+    Event,
+    Stage, //
 };
 use kernel::{
-    new_condvar, new_mutex,
+    fmt, new_condvar, new_mutex,
     prelude::*,
     sync::{
         CondVar,
@@ -19,17 +16,19 @@ use kernel::{
     },
     time::{
         msecs_to_jiffies,
-        Jiffies, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
 };
 
 /// How long after an offer a command waits for the backend to take it, before it fails.
-const OFFER_WAIT_MS: u32 = 10_000;
+const OFFER_WAIT: Delta = Delta::from_millis(10_000);
 
 /// A stage, and since when it is that.
 struct Since {
     stage: Stage,
-    start: Jiffies,
+    start: Instant<Monotonic>,
 }
 
 /// Where the connection stands. Its lock is held for moments only, so that whoever asks need not
@@ -49,7 +48,7 @@ impl Standing {
         pin_init!(Self {
             now <- new_mutex!(Since {
                 stage: Stage::Down,
-                start: News::now(),
+                start: Instant::now(),
             }),
             moved <- new_condvar!(),
         })
@@ -70,29 +69,37 @@ impl Standing {
         if stage != now.stage {
             *now = Since {
                 stage,
-                start: News::now(),
+                start: Instant::now(),
             };
             self.moved.notify_all();
         }
         true
     }
 
+    /// The stage, and for how long it is that.
+    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let now = self.now.lock();
+        let ms = now.start.elapsed().as_millis();
+
+        writeln!(f, "{:?} for {ms} ms", now.stage)
+    }
+
     /// Waits while the backend has an offer that it has not taken yet, but not for long: whoever is
     /// there takes it soon. So the first command after a restore or a reconnect does not fail.
     pub(crate) fn await_offer(&self) {
-        let limit = msecs_to_jiffies(OFFER_WAIT_MS);
         let mut now = self.now.lock();
 
         while now.stage == Stage::Offered {
-            let left = limit.saturating_sub(News::now().wrapping_sub(now.start));
-
-            if left == 0 {
+            let left = (OFFER_WAIT - now.start.elapsed()).as_millis();
+            let Ok(left @ 1..) = u32::try_from(left) else {
                 return;
-            }
+            };
+
             // The freezer has to get hold of the task, and a command that has not started may be
             // ended by any signal.
-            if let CondVarTimeoutResult::Signal { .. } =
-                self.moved.wait_interruptible_timeout(&mut now, left)
+            if let CondVarTimeoutResult::Signal { .. } = self
+                .moved
+                .wait_interruptible_timeout(&mut now, msecs_to_jiffies(left))
             {
                 return;
             }

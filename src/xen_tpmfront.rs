@@ -5,6 +5,8 @@
 //! `Documentation/xen-tpmfront.rst` has the whole picture.
 
 #[deny(unsafe_code)]
+mod counters;
+#[deny(unsafe_code)]
 mod driver;
 #[deny(unsafe_code)]
 mod exchange;

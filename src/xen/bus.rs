@@ -79,6 +79,9 @@ pub(crate) trait Driver: 'static {
     /// The device type in xenstore, at most 31 bytes: `device/TYPE/N`.
     const DEVICE_TYPE: &'static CStr;
 
+    /// The name of the driver's folder in debugfs.
+    const FOLDER: &'static CStr;
+
     /// Takes charge of a device. The backend's state is not watched before this returns.
     fn probe(dev: &Device<device::Core<'_>>) -> impl PinInit<Self::Data, Error>;
 
@@ -353,8 +356,38 @@ unsafe impl Sync for Device {}
 /// Declares a kernel module with one frontend driver. Takes what `module!` takes, with the
 /// [`Driver`] as `type`.
 macro_rules! module_xenbus_driver {
-    ($($f:tt)*) => {
-        ::kernel::module_driver!(<T>, $crate::xen::bus::Adapter<T>, { $($f)* });
+    (type: $type:ty, $($f:tt)*) => {
+        #[::kernel::prelude::pin_data]
+        struct DriverModule {
+            #[pin]
+            _driver: ::kernel::driver::Registration<$crate::xen::bus::Adapter<$type>>,
+            // Goes after the driver has let go of its devices.
+            _folder: $crate::xen::debugfs::Root,
+        }
+
+        impl ::kernel::InPlaceModule for DriverModule {
+            fn init(
+                module: &'static ::kernel::ThisModule,
+            ) -> impl ::pin_init::PinInit<Self, ::kernel::error::Error> {
+                ::kernel::prelude::try_pin_init!(Self {
+                    // SAFETY: A module is initialised once, and the driver is registered below.
+                    _folder: unsafe {
+                        $crate::xen::debugfs::Root::new(
+                            <$type as $crate::xen::bus::Driver>::FOLDER,
+                        )
+                    },
+                    _driver <- ::kernel::driver::Registration::new(
+                        <Self as ::kernel::ModuleMetadata>::NAME,
+                        module,
+                    ),
+                })
+            }
+        }
+
+        ::kernel::prelude::module! {
+            type: DriverModule,
+            $($f)*
+        }
     };
 }
 pub(crate) use module_xenbus_driver;

@@ -4,6 +4,7 @@
 //! event channel. Nothing here knows of TPMs.
 
 pub(crate) mod bus;
+pub(crate) mod debugfs;
 pub(crate) mod event;
 pub(crate) mod grant;
 pub(crate) mod store;

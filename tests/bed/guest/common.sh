@@ -16,6 +16,15 @@ check_partial_reads() { python /bed/requests.py partial_reads; }
 
 check_busy_device() { python /bed/requests.py busy; }
 
+# The kernel's own reader of random numbers would be counted, too.
+check_counters() {
+	[ "$(driver)" = rust ] || skip "the C driver counts nothing"
+	echo none >/sys/class/misc/hw_random/rng_current
+	sleep 0.5
+	python /bed/counters.py commands
+	ls /sys/kernel/debug/xen-tpmfront | grep -qx vtpm-0 || fail "no vtpm-0"
+}
+
 check_two_vtpms() {
 	is "tpm0's place" "$(readlink -f /sys/class/tpm/tpm0/device)" /sys/devices/vtpm-0
 	is "tpm1's place" "$(readlink -f /sys/class/tpm/tpm1/device)" /sys/devices/vtpm-1

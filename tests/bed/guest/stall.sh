@@ -16,6 +16,11 @@ check_stall_wedged() {
 	dmesg | grep -q 'not even to a cancel: reconnecting' || fail "the kernel log does not say so"
 }
 
+# What the whole scenario did: cancelled once, killed twice, one that timed out, one page lost.
+check_stall_counted() {
+	python /bed/counters.py are cancelled=1 'killed=2' timed_out=1 wedges=1 'refused_wedged>1' connections=2
+}
+
 check_stall_over() {
 	wait_for 30 python /bed/tpm.py works
 	is "the TPMs" "$(ls /sys/class/tpm)" tpm0

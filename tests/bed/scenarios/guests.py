@@ -13,7 +13,8 @@ OWN_SHARE = 0.1
 PREEMPT = "xl sched-credit2 -s -p Pool-0 -r {}"
 
 LOAD = ("module_loads", "ours_is_loaded", "module_is_pinned_while_bound")
-COMMON = ("locality_values", "locality_arrives", "locality_link", "request_sizes", "partial_reads", "busy_device")
+COMMON = ("locality_values", "locality_arrives", "locality_link", "request_sizes", "partial_reads", "busy_device",
+          "counters")
 TPM12 = ("tpm12_is_found", "sysfs_pubek", "sysfs_pcrs", "sysfs_enabled", "sysfs_active", "sysfs_owned",
          "sysfs_temp_deactivated", "sysfs_caps", "sysfs_cancel", "sysfs_durations", "sysfs_timeouts",
          "tpm12_pcr_extend")

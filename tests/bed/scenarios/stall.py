@@ -28,3 +28,4 @@ def run(bed):
         stop(bed, "xen-vtpmd")
         bed.checks(guest, "stall_kill", "stall_wedged")
         go_on(bed, guest, "xen-vtpmd")
+        bed.checks(guest, "stall_counted")
