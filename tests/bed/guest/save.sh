@@ -65,6 +65,11 @@ check_saved_work() {
 # One that does not end before the guest is saved: the host has stopped the TPM.
 check_saved_wait() {
 	python /bed/saved.py wait
+	wait_for 10 grep -q ready /run/saved
+}
+
+check_saved_runs() {
+	touch /run/saved.go
 	wait_for 10 grep -q sent /run/saved
 	sleep 0.3
 }
@@ -74,9 +79,9 @@ check_saved_without_a_failure() { python /bed/saved.py ended ok; }
 
 # Restored: the running command fails once and tells so. It counts once or not at all.
 check_saved_in_the_midst() {
-	python /bed/saved.py ended sent EPIPE ok
+	python /bed/saved.py ended ready sent EPIPE ok
 	is "the number of errors in the kernel log" "$(dmesg | grep -c 'tpm tpm0.*error')" 0
 }
 
 # Never gone: the running command has its answer.
-check_saved_in_vain() { python /bed/saved.py ended sent ok; }
+check_saved_in_vain() { python /bed/saved.py ended ready sent ok; }

@@ -12,7 +12,7 @@ from tpm import Tpm, error_of, packet
 
 PCR = 12
 LOG = "/run/saved"
-STOP = "/run/saved.stop"
+GO, STOP = "/run/saved.go", "/run/saved.stop"
 INTERVAL = 0.02
 
 
@@ -44,7 +44,7 @@ class Chain:
 
 def background(function):
     """Runs it in a process of its own, whose last word is what went wrong with it."""
-    for path in (LOG, STOP):
+    for path in (LOG, GO, STOP):
         if os.path.exists(path):
             os.remove(path)
     chain = Chain()
@@ -73,6 +73,9 @@ def wait(chain, say):
     """One extend that runs while the guest is saved: the kernel waits for it, and the process sleeps, so that it can be
     frozen."""
     digest, tpm = chain.digest(), chain.tpm
+    say("ready")
+    while not os.path.exists(GO):
+        time.sleep(INTERVAL)
     os.set_blocking(tpm.fd, False)
     os.write(tpm.fd, packet(*tpm.extending(PCR, digest)))
     say("sent")

@@ -63,8 +63,9 @@ def left_as_it_was(bed, guest, function):
 
 def in_the_midst(bed, guest, function, *more):
     """Saves while a command runs that cannot end: swtpm is stopped."""
-    bed.machine.must("kill -STOP $(pidof swtpm)")
     bed.checks(guest, "saved_wait")
+    bed.machine.must("kill -STOP $(pidof swtpm)")
+    bed.checks(guest, "saved_runs")
     try:
         function(bed, guest, *more)
     finally:
