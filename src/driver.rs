@@ -38,6 +38,10 @@ use crate::{
             folder,
             Folder, //
         },
+        reboot::{
+            GoingDown,
+            Notifier, //
+        },
         store, //
     },
 };
@@ -73,6 +77,9 @@ const PROBE_WAIT_MS: u32 = 10_000;
 
 /// How long `unbind()` waits for the backend to let go of the page.
 const UNBIND_WAIT_MS: u32 = 1_000;
+
+/// How long it waits for a backend to notice that its last frontend has gone.
+const STALE_WAIT_MS: u32 = 1_000;
 
 /// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the very
 /// thread that takes xenstore's watches, so that a watch would not help them.
@@ -143,6 +150,13 @@ impl Vtpm {
     /// Moves the connection on, if the event is one for its stage.
     fn advance(&self, _link: &mut Link, event: Event) -> bool {
         self.standing.advance(event)
+    }
+
+    /// The device or the system is going down: nothing is waited for any more, but last words for a
+    /// second.
+    fn hurry(&self) {
+        self.control.hurry();
+        self.standing.hurry();
     }
 
     /// Cuts a running command short, keeps others from starting, and gives access to the link.
@@ -317,6 +331,12 @@ impl Operations for Vtpm {
     }
 }
 
+impl GoingDown for Arc<Vtpm> {
+    fn going_down(&self) {
+        self.hurry();
+    }
+}
+
 /// The files in debugfs.
 fn debug_files<'data>(vtpm: &'data Arc<Vtpm>, folder: &ScopedDir<'data, '_>) {
     folder.read_callback_file(c"state", vtpm, &|vtpm, f| vtpm.standing.show(f));
@@ -332,6 +352,7 @@ fn debug_files<'data>(vtpm: &'data Arc<Vtpm>, folder: &ScopedDir<'data, '_>) {
 pub(crate) struct Frontend {
     tpm: Arc<Tpm>,
     vtpm: Arc<Vtpm>,
+    _notifier: Pin<KBox<Notifier<Arc<Vtpm>>>>,
     /// Not essential: without memory for it there is none.
     _folder: Option<Folder<Arc<Vtpm>>>,
 }
@@ -341,7 +362,15 @@ pub(crate) struct Frontend {
 fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
     let mut left = PROBE_WAIT_MS;
 
-    // A backend that is connected has not noticed yet that its last frontend has gone.
+    // A backend that is connected has not noticed yet that its last frontend has gone. If that one
+    // went without a word, as with a kernel that crashed and started this one, it never will.
+    let parted = |state| (state != State::Connected).then_some(true);
+    if !await_backend(dev, &mut { STALE_WAIT_MS }, parted) {
+        dev_warn!(dev, "the backend has an old connection: closing that\n");
+        dev.switch_state(State::Closing);
+        await_backend(dev, &mut left, parted);
+        dev.switch_state(State::Closed);
+    }
     let waits = await_backend(dev, &mut left, |state| match state {
         State::Initialising | State::InitWait | State::Initialised => Some(true),
         State::Connected | State::Closing => None,
@@ -388,6 +417,7 @@ impl bus::Driver for Tpmfront {
 
             connect(dev, &vtpm, &tpm)?;
             Ok(Frontend {
+                _notifier: KBox::pin_init(Notifier::new(vtpm.clone()), GFP_KERNEL)?,
                 _folder: folder(dev, vtpm.clone(), debug_files).ok(),
                 tpm,
                 vtpm,
@@ -415,13 +445,14 @@ impl bus::Driver for Tpmfront {
     }
 
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
-        // The core has some last words for a TPM 2.0 that it unregisters. Where nobody can hear them,
-        // it shall not wait either.
-        if this.vtpm.stage() != Stage::Up {
-            this.vtpm.close(dev);
-        }
+        // The core has some last words for a TPM 2.0 that it unregisters.
+        this.vtpm.hurry();
         this.tpm.unregister();
+        let silent = this.vtpm.stage() == Stage::Wedged;
         this.vtpm.close(dev);
+        if silent {
+            return;
+        }
 
         // With the page unmapped, its grant need not be kept back from reuse.
         await_backend(dev, &mut { UNBIND_WAIT_MS }, |state| match state {

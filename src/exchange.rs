@@ -59,6 +59,9 @@ use kernel::{
 
 const _: () = assert!(PAGE_SIZE == layout::PAGE_SIZE);
 
+/// How long a command may take, with its cancelling, when the device or the system is going down.
+const LAST_WORDS_MS: u32 = 1_000;
+
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         let errno = match failure {
@@ -98,6 +101,10 @@ pub(crate) struct Control {
     news: News,
     flags: Flags<Atomic<bool>>,
     counters: Counters,
+    /// There is no time any more, but for last words.
+    hurry: Atomic<bool>,
+    /// When the running command began, or the hurry, if that was later. Means nothing without hurry.
+    start: Atomic<Jiffies>,
 }
 
 impl Control {
@@ -107,7 +114,26 @@ impl Control {
             news <- News::new(),
             flags: Flags::new(|| Atomic::new(false)),
             counters: Counters::new(),
+            hurry: Atomic::new(false),
+            start: Atomic::new(0),
         })
+    }
+
+    /// From now on a command has [`LAST_WORDS_MS`], and no grace.
+    pub(crate) fn hurry(&self) {
+        self.start.store(News::now(), Relaxed);
+        self.hurry.xchg(true, Full);
+        self.announce();
+    }
+
+    /// How long the running command may be waited for, which is `limit` if there is no hurry.
+    fn left(&self, limit: Ticks) -> Ticks {
+        if !self.hurry.load(Relaxed) {
+            return limit;
+        }
+        let gone = News::now().wrapping_sub(self.start.load(Relaxed));
+
+        limit.min(msecs_to_jiffies(LAST_WORDS_MS).saturating_sub(gone))
     }
 
     /// What happened on all connections.
@@ -128,10 +154,15 @@ impl exchange::Control for Control {
     }
 
     fn forget(&self) {
+        self.start.store(News::now(), Relaxed);
         self.news.forget();
     }
 
     fn wait(&self, limit: Ticks, killable: bool) -> Wait {
+        let limit = match self.left(limit) {
+            0 => return Wait::TimedOut,
+            left => left,
+        };
         let wait = if killable {
             self.news.wait_killable(limit)
         } else {

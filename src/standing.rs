@@ -28,6 +28,8 @@ const OFFER_WAIT: Delta = Delta::from_millis(10_000);
 /// A stage, and since when it is that.
 struct Since {
     stage: Stage,
+    /// Whether an offer is worth waiting for.
+    patient: bool,
     start: Instant<Monotonic>,
 }
 
@@ -48,6 +50,7 @@ impl Standing {
         pin_init!(Self {
             now <- new_mutex!(Since {
                 stage: Stage::Down,
+                patient: true,
                 start: Instant::now(),
             }),
             moved <- new_condvar!(),
@@ -67,13 +70,17 @@ impl Standing {
         };
 
         if stage != now.stage {
-            *now = Since {
-                stage,
-                start: Instant::now(),
-            };
+            now.stage = stage;
+            now.start = Instant::now();
             self.moved.notify_all();
         }
         true
+    }
+
+    /// From now on nobody waits for a backend.
+    pub(crate) fn hurry(&self) {
+        self.now.lock().patient = false;
+        self.moved.notify_all();
     }
 
     /// The stage, and for how long it is that.
@@ -89,7 +96,7 @@ impl Standing {
     pub(crate) fn await_offer(&self) {
         let mut now = self.now.lock();
 
-        while now.stage == Stage::Offered {
+        while now.stage == Stage::Offered && now.patient {
             let left = (OFFER_WAIT - now.start.elapsed()).as_millis();
             let Ok(left @ 1..) = u32::try_from(left) else {
                 return;

@@ -7,5 +7,6 @@ pub(crate) mod bus;
 pub(crate) mod debugfs;
 pub(crate) mod event;
 pub(crate) mod grant;
+pub(crate) mod reboot;
 pub(crate) mod store;
 pub(crate) mod work;

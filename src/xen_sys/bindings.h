@@ -6,6 +6,7 @@
 #include <linux/completion.h>
 #include <linux/device.h>
 #include <linux/interrupt.h>
+#include <linux/reboot.h>
 #include <linux/sysfs.h>
 #include <linux/tpm.h>
 #include <xen/events.h>

@@ -21,6 +21,30 @@ check_stall_counted() {
 	python /bed/counters.py are cancelled=1 'killed=2' timed_out=1 wedges=1 'refused_wedged>1' connections=2
 }
 
+# The driver is unbound though nobody hears the TPM core's last words.
+check_stall_unbind() {
+	start=$(cut -d. -f1 /proc/uptime)
+	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind
+	seconds=$(($(cut -d. -f1 /proc/uptime) - start))
+	[ ! -e /dev/tpm0 ] || fail "/dev/tpm0 is there without a driver"
+	# A second, and what the busy bed makes of it.
+	[ $seconds -le 3 ] || fail "it took $seconds s"
+}
+
+check_stall_bind() {
+	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind
+	wait_for 30 python /bed/tpm.py works
+	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
+	echo none >/sys/class/misc/hw_random/rng_current
+}
+
+# The last guest of this TPM told it that it would lose its power, or did not.
+check_orderly() { like "the TPM's last end" "$(orderly)" '.*orderly: *1.*'; }
+
+check_not_orderly() { like "the TPM's last end" "$(orderly)" '.*orderly: *0.*'; }
+
+orderly() { tpm2 getcap properties-variable | grep -i orderly; }
+
 check_stall_over() {
 	wait_for 30 python /bed/tpm.py works
 	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
