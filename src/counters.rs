@@ -123,9 +123,10 @@ impl Counters {
         self.wedges.add(1);
     }
 
-    /// There is a connection.
-    pub(crate) fn connected(&self) {
+    /// There is a connection. Returns whether there was one before.
+    pub(crate) fn connected(&self) -> bool {
         self.connections.add(1);
+        self.connections.get() > 1
     }
 
     /// The backend notified, and somebody had waited for that, or not. For the one handler only.

@@ -9,6 +9,7 @@ use crate::{
         Control, //
     },
     locality::Locality,
+    pace::Pace,
     protocol::{
         exchange::{
             Control as _,
@@ -102,6 +103,8 @@ pub(crate) struct Vtpm {
     link: Mutex<Link>,
     #[pin]
     standing: Standing,
+    again: Pace,
+    lost: Pace,
 }
 
 impl Vtpm {
@@ -116,6 +119,8 @@ impl Vtpm {
                 locality: Atomic::new(0),
                 link <- new_mutex!(None),
                 standing <- Standing::new(),
+                again: Pace::new(),
+                lost: Pace::new(),
             }),
             GFP_KERNEL,
         )
@@ -216,7 +221,9 @@ impl Vtpm {
 
         dev.switch_state(State::Connected);
         self.control.connected();
-        self.control.counters().connected();
+        if self.control.counters().connected() && self.again.allows() {
+            dev_info!(dev, "connected again, to domain {}\n", dev.backend_domain());
+        }
         self.advance(&mut link, Event::BackendConnected)
     }
 
@@ -230,10 +237,12 @@ impl Vtpm {
     /// The backend let go of a page neither for an answer nor for a cancelled command: asks it for
     /// the end of the connection. When it is ready for another one it gets a fresh page.
     fn reconnect(&self, link: &mut Link) {
-        dev_warn!(
-            self.dev,
-            "the backend does not answer, not even to a cancel: reconnecting\n"
-        );
+        if self.lost.allows() {
+            dev_warn!(
+                self.dev,
+                "the backend does not answer, not even to a cancel: reconnecting\n"
+            );
+        }
         self.dev.switch_state(State::Closing);
         self.control.counters().wedged();
         self.advance(link, Event::BackendSilent);

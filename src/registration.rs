@@ -5,6 +5,7 @@
 
 use crate::{
     driver::Vtpm,
+    pace::Pace,
     tpm::chip::{
         Chip,
         Registration, //
@@ -47,6 +48,7 @@ pub(crate) struct Tpm {
     registration: Mutex<Option<Registration<Vtpm>>>,
     /// There is a registration. For those who do not wait for it.
     registered: Atomic<bool>,
+    failed: Pace,
     #[pin]
     work: Work<Tpm>,
 }
@@ -71,6 +73,7 @@ impl Tpm {
                 fresh <- new_mutex!(None),
                 registration <- new_mutex!(None),
                 registered: Atomic::new(false),
+                failed: Pace::new(),
                 work <- new_work!("Tpm::work"),
             }),
             GFP_KERNEL,
@@ -121,12 +124,16 @@ impl Tpm {
                 *registration = Some(tpm);
                 self.registered.store(true, Relaxed);
             }
-            Err::<_, Error>(e) => dev_err!(
-                self.vtpm.device(),
-                "no TPM registered: domain {}'s does not work ({:?})\n",
-                domain,
-                e
-            ),
+            Err::<_, Error>(e) => {
+                if self.failed.allows() {
+                    dev_err!(
+                        self.vtpm.device(),
+                        "no TPM registered: domain {}'s does not work ({:?})\n",
+                        domain,
+                        e
+                    );
+                }
+            }
         }
     }
 

@@ -12,6 +12,8 @@ mod driver;
 mod exchange;
 #[deny(unsafe_code)]
 mod locality;
+#[deny(unsafe_code)]
+mod pace;
 // For the backend and the host tests the same files are a crate of their own (Cargo.toml), so not
 // all that they offer is used here.
 #[deny(unsafe_code)]
