@@ -60,12 +60,14 @@ def background(function):
 
 
 def work(chain, say):
-    """One extend after the other, each of which has to succeed."""
-    while not os.path.exists(STOP):
+    """One extend after the other, one at least, each of which has to succeed."""
+    while True:
         digest = chain.digest()
         code = error_of(chain.extend, digest)
         say(errno.errorcode.get(code, "ok"))
         chain.follow(digest, code == 0)
+        if os.path.exists(STOP):
+            break
         time.sleep(INTERVAL)
 
 
