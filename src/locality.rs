@@ -4,11 +4,11 @@
 //! `Documentation/ABI/testing/sysfs-driver-xen-tpmfront` tells what it means.
 
 use crate::{
-    driver::Vtpm,
     tpm::attribute::{
         parse_u8,
         Attribute, //
     },
+    vtpm::Vtpm,
 };
 use kernel::prelude::*;
 

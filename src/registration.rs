@@ -4,12 +4,12 @@
 //! unregisters it.
 
 use crate::{
-    driver::Vtpm,
     pace::Pace,
     tpm::chip::{
         Chip,
         Registration, //
     },
+    vtpm::Vtpm,
     xen::{
         bus,
         work, //
@@ -81,30 +81,27 @@ impl Tpm {
     }
 
     /// Has a chip ready for [`register`](Self::register), if none is registered.
-    pub(crate) fn prepare(&self, dev: &bus::Device<Core<'_>>) -> bool {
+    pub(crate) fn prepare(&self, dev: &bus::Device<Core<'_>>) {
         if self.registered.load(Relaxed) {
-            return false;
+            return;
         }
         match Chip::new(dev.as_ref(), self.vtpm.clone()) {
-            Ok(chip) => {
-                *self.fresh.lock() = Some((chip, dev.backend_domain()));
-                true
-            }
-            Err(e) => {
-                dev_err!(dev, "no TPM registered ({:?})\n", e);
-                false
-            }
+            Ok(chip) => *self.fresh.lock() = Some((chip, dev.backend_domain())),
+            Err(e) => dev_err!(dev, "no TPM registered ({:?})\n", e),
         }
     }
 
     /// Registers the TPM behind a connection that is up. Where that fails the next connection is the
-    /// next chance.
+    /// next chance. If one is registered, it finds out whether it is the same.
     pub(crate) fn register(&self) {
         let mut registration = self.registration.lock();
         let fresh = self.fresh.lock().take();
-        let (mut chip, domain) = match fresh {
-            Some(fresh) if registration.is_none() => fresh,
-            _ => return,
+        if registration.is_some() {
+            self.vtpm.compare();
+            return;
+        }
+        let Some((mut chip, domain)) = fresh else {
+            return;
         };
         let register = || {
             let version = chip.probe()?;
@@ -123,6 +120,7 @@ impl Tpm {
                 );
                 *registration = Some(tpm);
                 self.registered.store(true, Relaxed);
+                self.vtpm.registered(version);
             }
             Err::<_, Error>(e) => {
                 if self.failed.allows() {

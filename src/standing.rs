@@ -96,7 +96,7 @@ impl Standing {
     pub(crate) fn await_offer(&self) {
         let mut now = self.now.lock();
 
-        while now.stage == Stage::Offered && now.patient {
+        while now.stage.is_promising() && now.patient {
             let left = (OFFER_WAIT - now.start.elapsed()).as_millis();
             let Ok(left @ 1..) = u32::try_from(left) else {
                 return;

@@ -11,6 +11,8 @@ mod driver;
 #[deny(unsafe_code)]
 mod exchange;
 #[deny(unsafe_code)]
+mod identity;
+#[deny(unsafe_code)]
 mod locality;
 #[deny(unsafe_code)]
 mod pace;
@@ -24,6 +26,8 @@ mod registration;
 #[deny(unsafe_code)]
 mod standing;
 mod tpm;
+#[deny(unsafe_code)]
+mod vtpm;
 mod xen;
 mod xen_sys;
 

@@ -12,6 +12,7 @@ pub mod banks;
 pub mod exchange;
 pub mod frontend;
 pub mod layout;
+pub mod life;
 pub mod packet;
 pub mod page;
 pub mod stage;

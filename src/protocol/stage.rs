@@ -13,10 +13,14 @@ pub enum Stage {
     Down,
     /// The backend was offered a page and an event channel.
     Offered,
+    /// The backend took them, and is asked whether it has the TPM that it had before.
+    Asked,
     /// Commands can run.
     Up,
     /// The backend stopped answering, and was told that the connection ends.
     Wedged,
+    /// The backend has another TPM than before.
+    Foreign,
     /// The backend speaks another protocol, and gets no other offer.
     Refused,
 }
@@ -29,7 +33,11 @@ pub enum Event {
     /// The backend took the offer.
     BackendConnected,
     /// The backend took the offer, and speaks another protocol.
-    BackendForeign,
+    OtherProtocol,
+    /// It is the TPM that was there before, or there was none.
+    SameTpm,
+    /// It is another TPM.
+    OtherTpm,
     /// The backend answered neither a command nor its cancelling.
     BackendSilent,
     /// The backend is closing, closed or gone.
@@ -42,34 +50,36 @@ impl Stage {
     /// Where the connection stands after an event, or `None` for an event that changes nothing
     /// and asks for nothing to be done.
     pub const fn after(self, event: Event) -> Option<Self> {
-        match (event, self) {
-            (Event::BackendReady, Self::Down | Self::Up | Self::Wedged) => Some(Self::Offered),
-            // It had its offer, or gets none.
-            (Event::BackendReady, Self::Offered | Self::Refused) => None,
+        use Stage::*;
 
-            (Event::BackendConnected, Self::Offered) => Some(Self::Up),
-            (Event::BackendForeign, Self::Offered) => Some(Self::Refused),
+        match (event, self) {
+            (Event::BackendReady, Down | Asked | Up | Wedged | Foreign) => Some(Offered),
+            // It had its offer, or gets none.
+            (Event::BackendReady, Offered | Refused) => None,
+
+            (Event::BackendConnected, Offered) => Some(Asked),
+            (Event::OtherProtocol, Offered) => Some(Refused),
             // Old news, or about a page that is not ours any more.
             (
-                Event::BackendConnected | Event::BackendForeign,
-                Self::Down | Self::Up | Self::Wedged | Self::Refused,
+                Event::BackendConnected | Event::OtherProtocol,
+                Down | Asked | Up | Wedged | Foreign | Refused,
             ) => None,
 
-            (Event::BackendSilent, Self::Up) => Some(Self::Wedged),
-            (Event::BackendSilent, Self::Down | Self::Offered | Self::Wedged | Self::Refused) => {
-                None
-            }
+            (Event::SameTpm, Asked) => Some(Up),
+            (Event::OtherTpm, Asked | Up) => Some(Foreign),
+            (Event::SameTpm, Down | Offered | Up | Wedged | Foreign | Refused) => None,
+            (Event::OtherTpm, Down | Offered | Wedged | Foreign | Refused) => None,
 
-            (Event::BackendClosed, Self::Down | Self::Offered | Self::Up | Self::Wedged) => {
-                Some(Self::Down)
-            }
+            (Event::BackendSilent, Asked | Up) => Some(Wedged),
+            (Event::BackendSilent, Down | Offered | Wedged | Foreign | Refused) => None,
+
+            (Event::BackendClosed, Down | Offered | Asked | Up | Wedged | Foreign) => Some(Down),
             // It gets its answer, that we close as well, but no other offer.
-            (Event::BackendClosed, Self::Refused) => Some(Self::Refused),
+            (Event::BackendClosed, Refused) => Some(Refused),
 
-            (
-                Event::Resumed,
-                Self::Down | Self::Offered | Self::Up | Self::Wedged | Self::Refused,
-            ) => Some(Self::Offered),
+            (Event::Resumed, Down | Offered | Asked | Up | Wedged | Foreign | Refused) => {
+                Some(Offered)
+            }
         }
     }
 
@@ -78,7 +88,17 @@ impl Stage {
         match self {
             Self::Up => None,
             Self::Wedged => Some(Failure::Wedged),
-            Self::Down | Self::Offered | Self::Refused => Some(Failure::NoBackend),
+            Self::Down | Self::Offered | Self::Asked | Self::Foreign | Self::Refused => {
+                Some(Failure::NoBackend)
+            }
+        }
+    }
+
+    /// Whether commands will soon be able to run, if the backend does its part.
+    pub const fn is_promising(self) -> bool {
+        match self {
+            Self::Offered | Self::Asked => true,
+            Self::Down | Self::Up | Self::Wedged | Self::Foreign | Self::Refused => false,
         }
     }
 }
@@ -87,11 +107,13 @@ impl Stage {
 mod tests {
     use super::*;
 
-    const STAGES: [Stage; 5] = [
+    const STAGES: [Stage; 7] = [
         Stage::Down,
         Stage::Offered,
+        Stage::Asked,
         Stage::Up,
         Stage::Wedged,
+        Stage::Foreign,
         Stage::Refused,
     ];
 
@@ -106,36 +128,44 @@ mod tests {
         use Event::*;
 
         for stage in STAGES {
-            let end = go(stage, &[BackendClosed, BackendReady, BackendConnected]);
+            let events = [BackendClosed, BackendReady, BackendConnected, SameTpm];
             let refused = stage == Stage::Refused;
 
-            assert_eq!(end, if refused { stage } else { Stage::Up });
+            assert_eq!(go(stage, &events), if refused { stage } else { Stage::Up });
         }
     }
 
     #[test]
     fn after_a_resume_every_backend_has_a_chance() {
+        use Event::*;
+
         for stage in STAGES {
-            let end = go(stage, &[Event::Resumed, Event::BackendConnected]);
+            let end = go(stage, &[Resumed, BackendConnected, SameTpm]);
 
             assert_eq!(end, Stage::Up);
         }
     }
 
     #[test]
-    fn commands_run_on_a_page_that_was_offered_and_taken() {
+    fn commands_run_only_after_the_tpm_was_found_to_be_the_same() {
         for stage in STAGES {
             assert_eq!(stage.failure().is_none(), stage == Stage::Up);
             for event in [
                 Event::BackendReady,
-                Event::BackendForeign,
+                Event::BackendConnected,
+                Event::OtherProtocol,
+                Event::OtherTpm,
                 Event::BackendSilent,
                 Event::BackendClosed,
                 Event::Resumed,
             ] {
                 assert_ne!(stage.after(event), Some(Stage::Up));
             }
+            assert!(stage.after(Event::SameTpm).is_none() || stage == Stage::Asked);
         }
-        assert_eq!(Stage::Wedged.after(Event::BackendConnected), None);
+        assert_eq!(
+            go(Stage::Asked, &[Event::OtherTpm, Event::SameTpm]),
+            Stage::Foreign
+        );
     }
 }

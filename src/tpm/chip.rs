@@ -7,7 +7,10 @@
 
 use super::attribute::RawAttribute;
 use crate::{
-    protocol::banks,
+    protocol::{
+        banks,
+        life::Version, //
+    },
     xen_sys, //
 };
 use core::{
@@ -61,25 +64,6 @@ pub(crate) trait Operations: Send + Sync + Sized + 'static {
 
     /// Ends the running command early, if there is one. May be called at any time.
     fn cancel(&self);
-}
-
-/// Which commands a TPM understands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Version {
-    /// TPM 1.2.
-    V1_2,
-    /// TPM 2.0.
-    V2_0,
-}
-
-impl Version {
-    /// What people call it.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::V1_2 => "TPM 1.2",
-            Self::V2_0 => "TPM 2.0",
-        }
-    }
 }
 
 /// What a chip's callbacks have to do with: its device's driver data.

@@ -75,7 +75,10 @@ check_saved_runs() {
 }
 
 # Restored, or never gone: not one command failed, from before the save to the first one after it and on.
-check_saved_without_a_failure() { python /bed/saved.py ended ok; }
+check_saved_without_a_failure() {
+	python /bed/saved.py ended ok
+	if dmesg | grep -E 'started anew|another TPM'; then fail "it is the same TPM, and was not started anew"; fi
+}
 
 # Restored: the running command fails once and tells so. It counts once or not at all.
 check_saved_in_the_midst() {
@@ -85,3 +88,13 @@ check_saved_in_the_midst() {
 
 # Never gone: the running command has its answer.
 check_saved_in_vain() { python /bed/saved.py ended ready sent ok; }
+
+# Restored with another TPM in its configuration: that one does not pretend to be the old one.
+check_saved_other_tpm() {
+	wait_for 20 sh -c 'dmesg | grep -q "another TPM than before: refused"'
+	python /bed/cancel.py refused EPIPE
+	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind
+	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind
+	wait_for 30 python /bed/tpm.py works
+	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
+}

@@ -37,6 +37,15 @@ def destroy_and_create(_, guest):
     guest.start()
 
 
+def restore_with(bed, guest, other):
+    """Saves the guest, and makes it anew with another vTPM in its configuration."""
+    save(bed, guest)
+    config = "/run/other.cfg"
+    bed.machine.must(f"sed 's/{guest.vtpms[0].uuid}/{other.uuid}/' {guest.config} >{config}; "
+                     f"xl restore {config} {FILE}; code=$?; rm {FILE}; exit $code", 120)
+    guest.attach()
+
+
 def connection(bed, guest):
     """The page and the port that the guest shares with the backend."""
     folder = f"/local/domain/$(xl domid {guest.name})/device/vtpm/0"
@@ -91,8 +100,8 @@ def commands(bed, guest):
 
 def run(bed):
     """Restored, then checkpointed and going on; and after a checkpoint not restored but destroyed."""
-    vtpm = bed.vtpm("2.0")
-    bed.boot([vtpm], dom0_memory=1792)
+    vtpm, other = bed.vtpm("2.0"), bed.vtpm("2.0")
+    bed.boot([vtpm, other], dom0_memory=1792)
     with bed.guest("save", [vtpm], memory=400) as guest:
         bed.checks(guest, "module_loads", "save_prepare")
         for step in (save_and_restore, checkpoint, save_and_restore):
@@ -104,3 +113,5 @@ def run(bed):
         bed.checks(guest, "save_kept")
         bed.record("save: destroy_and_create", destroy_and_create, bed, guest)
         bed.checks(guest, "module_loads", "save_was_reset")
+        bed.record("save: restored with another vTPM", restore_with, bed, guest, other)
+        bed.checks(guest, "saved_other_tpm")

@@ -104,7 +104,7 @@ pub(super) const XENSTORE: &[Behaviour] = &[
     Behaviour {
         kind: Bus,
         name: "version-changes",
-        expect: "self:code",
+        expect: "self:EPIPE",
         wrong: "after a reconnect the TPM is of the other version",
         start: &[Node("state", "5"), Wait(300)],
         submit: with!(edits::other_version),
