@@ -45,12 +45,22 @@ def flush(tpm):
         tpm.command(0x8001, 0x165, struct.pack(">I", handle))
 
 
+def state(child):
+    """A process's state: D while it waits for its command, Z when it has ended."""
+    with open(f"/proc/{child}/stat", encoding="ascii") as file:
+        return file.read().rpartition(")")[2].split()[0]
+
+
 def start(path, request):
-    """Starts a process that makes the request and tells its errno; it has had its head start."""
+    """Starts a process that makes the request and tells its errno; it has had its head start, which on a busy host is
+    not enough to get there."""
     child = os.fork()
     if child == 0:
         os._exit(error_of(os.write, Tpm(path).fd, request))
+    until = time.monotonic() + LATE
     time.sleep(HEAD_START)
+    while state(child) not in "DZ" and time.monotonic() < until:
+        time.sleep(HEAD_START)
     return child
 
 
