@@ -290,6 +290,11 @@ impl Vtpm {
         duration: Jiffies,
     ) -> Result<usize, Failure> {
         self.standing.await_offer();
+        // A backend that does not tell which TPM it has is not waited for by those who could not be
+        // killed meanwhile.
+        if let Some(failure) = self.stage().failure() {
+            return Err(failure);
+        }
 
         let mut link = self.link.lock();
         if let Some(failure) = self.stage().failure() {
