@@ -98,3 +98,5 @@ check_saved_other_tpm() {
 	wait_for 30 python /bed/tpm.py works
 	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
 }
+
+check_saved_not_frozen() { dmesg | grep 'Freezing user space processes failed'; }

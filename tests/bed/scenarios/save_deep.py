@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest is to be saved while a process waits for its TPM for longer than the guest's freezer does."""
+
+from bed.scenarios import save
+from harness.report import Failure
+
+SETS = ("deep",)
+
+
+def refused(bed, guest):
+    """The save fails, since the guest does not suspend."""
+    code, output = bed.machine.run(f"xl save {guest.name} {save.FILE}; code=$?; rm -f {save.FILE}; exit $code", 240)
+    if code == 0 or "suspend" not in output:
+        raise Failure(f"xl save ended with {code}: {output}")
+
+
+def run(bed):
+    """The guest goes on with the same connection, and the command gets its answer."""
+    vtpm = bed.vtpm("2.0")
+    bed.boot([vtpm], dom0_memory=1792)
+    with bed.guest("save", [vtpm], memory=400) as guest:
+        bed.checks(guest, "module_loads", "saved_work")
+        bed.machine.must("kill -STOP $(pidof swtpm); sleep 1")
+        bed.record("save while a process waits", save.left_as_it_was, bed, guest, refused)
+        bed.machine.must("kill -CONT $(pidof swtpm)")
+        bed.checks(guest, "saved_without_a_failure", "saved_not_frozen")
+        # The next one succeeds.
+        bed.checks(guest, "saved_work")
+        bed.record("save_and_restore", save.save_and_restore, bed, guest)
+        bed.checks(guest, "saved_without_a_failure")
