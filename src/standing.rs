@@ -2,9 +2,12 @@
 
 //! Where the connection stands, for all who ask, and the wait for a backend that has an offer.
 
-use crate::protocol::stage::{
-    Event,
-    Stage, //
+use crate::protocol::{
+    exchange::Failure,
+    stage::{
+        Event,
+        Stage, //
+    },
 };
 use kernel::{
     fmt, new_condvar, new_mutex,
@@ -30,6 +33,8 @@ struct Since {
     stage: Stage,
     /// Whether an offer is worth waiting for.
     patient: bool,
+    /// How often those who wait for it were told to give up.
+    cancels: usize,
     start: Instant<Monotonic>,
 }
 
@@ -51,6 +56,7 @@ impl Standing {
             now <- new_mutex!(Since {
                 stage: Stage::Down,
                 patient: true,
+                cancels: 0,
                 start: Instant::now(),
             }),
             moved <- new_condvar!(),
@@ -91,15 +97,25 @@ impl Standing {
         writeln!(f, "{:?} for {ms} ms", now.stage)
     }
 
+    /// Ends the waits for a backend, but not those to come.
+    pub(crate) fn cancel(&self) {
+        let mut now = self.now.lock();
+
+        now.cancels = now.cancels.wrapping_add(1);
+        self.moved.notify_all();
+    }
+
     /// Waits while the backend has an offer that it has not taken yet, but not for long: whoever is
     /// there takes it soon. So the first command after a restore or a reconnect does not fail.
-    pub(crate) fn await_offer(&self) {
+    /// Fails if it is cancelled.
+    pub(crate) fn await_offer(&self) -> Result<(), Failure> {
         let mut now = self.now.lock();
+        let cancels = now.cancels;
 
         while now.stage.is_promising() && now.patient {
             let left = (OFFER_WAIT - now.start.elapsed()).as_millis();
             let Ok(left @ 1..) = u32::try_from(left) else {
-                return;
+                break;
             };
 
             // The freezer has to get hold of the task, and a command that has not started may be
@@ -108,8 +124,12 @@ impl Standing {
                 .moved
                 .wait_interruptible_timeout(&mut now, msecs_to_jiffies(left))
             {
-                return;
+                break;
+            }
+            if now.cancels != cancels {
+                return Err(Failure::Cancelled);
             }
         }
+        Ok(())
     }
 }

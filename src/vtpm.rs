@@ -289,7 +289,7 @@ impl Vtpm {
         length: usize,
         duration: Jiffies,
     ) -> Result<usize, Failure> {
-        self.standing.await_offer();
+        self.standing.await_offer()?;
         // A backend that does not tell which TPM it has is not waited for by those who could not be
         // killed meanwhile.
         if let Some(failure) = self.stage().failure() {
@@ -349,6 +349,7 @@ impl Operations for Vtpm {
 
     fn cancel(&self) {
         self.control.cancel();
+        self.standing.cancel();
     }
 }
 
