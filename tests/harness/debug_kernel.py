@@ -5,22 +5,14 @@ import dataclasses
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 
-from harness import prepare
-from harness.steps import StepError, must, output, step
+from harness import own_kernel, prepare
+from harness.steps import must, output, step
 
 FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "debug.config")
 # Raise this when the way it is built changes.
 RECIPE = 1
-
-# All of linux-source but what no guest of the bed needs; the files that say what there is are needed all the same.
-SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
-    |drivers/(gpu|infiniband|media|net|scsi|staging)/[^/]+
-    |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
-    |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
-BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
 
 # A kernel that has KASAN and Rust is built by clang. Its tree says so to all who build modules on it.
 VARIABLES = "override CC := clang\n"
@@ -73,54 +65,15 @@ class DebugKernel:
         return f"{self.folder}/vmlinux"
 
 
-def wanted(name):
-    """Whether a file of linux-source is unpacked."""
-    return not SKIP.match(name) or BUILD_FILE.match(name)
-
-
-def lacking(config):
-    """The lines of debug.config that did not come out: an option may need another one, or be gone."""
-    with open(config, encoding="utf-8") as file:
-        have = set(file.read().splitlines())
-    with open(FRAGMENT, encoding="ascii") as file:
-        lines = [line.strip() for line in file if "CONFIG_" in line]
-    missing = []
-    for line in lines:
-        # What is off may also be not there at all.
-        option = re.search(r"CONFIG_\w+", line)[0]
-        off = line.startswith("#") and not any(other.startswith(f"{option}=") for other in have)
-        if line not in have and not off:
-            missing.append(line)
-    return missing
-
-
-def _configure(kernel, make, log):
-    must(make + ["tinyconfig"], log, "cannot configure the debug kernel")
-    must([f"{kernel.source}/scripts/kconfig/merge_config.sh", "-m", "-O", kernel.build,
-          f"{kernel.build}/.config", FRAGMENT], log, "cannot merge debug.config", cwd=kernel.source)
-    must(make + ["olddefconfig"], log, "cannot configure the debug kernel")
-    if missing := lacking(f"{kernel.build}/.config"):
-        raise StepError(f"the debug kernel's configuration does not come out as debug.config wants it: {missing}")
-
-
 def _build(kernel):
     """A build that was broken off goes on where it was."""
-    if not os.path.exists(kernel.source):
-        work = f"{kernel.folder}/work"
-        with step(f"downloading linux-source {kernel.stock.version} (about 165 MB) and unpacking it"):
-            archive, = prepare.download(work, f"linux-source-{kernel.stock.series}={kernel.stock.version}")
-            shutil.rmtree(f"{kernel.source}.new", ignore_errors=True)
-            prepare.unpack_source(archive, kernel.stock.series, f"{kernel.source}.new", wanted)
-            os.rename(f"{kernel.source}.new", kernel.source)
-        shutil.rmtree(work)
+    own_kernel.unpack(kernel.stock, kernel.folder)
     os.makedirs(kernel.build, exist_ok=True)
     with open(f"{kernel.build}/.kernelvariables", "w", encoding="ascii") as file:
         file.write(VARIABLES)
     make, log = ["nice", "-n", "5", "make", "-C", kernel.source, f"O={kernel.build}", UNCHECKED], "debug-kernel.log"
     with step("building the debug kernel (about 25 minutes of processor time)"):
-        config = f"{kernel.build}/.config"
-        if not os.path.exists(config) or lacking(config):
-            _configure(kernel, make, log)
+        own_kernel.configure(kernel, make, FRAGMENT, log)
         must(make + ["-j2", "vmlinux", "modules"], log, "the debug kernel does not build")
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         must(make + ["modules_install", f"INSTALL_MOD_PATH={kernel.folder}/boot"], log,

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the kernels of our own have in common: linux-source with the parts that a guest of the bed needs, configured by
+tinyconfig and a fragment."""
+
+import os
+import re
+import shutil
+
+from harness import prepare
+from harness.steps import StepError, must, step
+
+# All of linux-source but what no guest of the bed needs; the files that say what there is are needed all the same.
+SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
+    |drivers/(gpu|infiniband|media|net|scsi|staging)/[^/]+
+    |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
+    |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
+BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
+
+
+def wanted(name):
+    """Whether a file of linux-source is unpacked."""
+    return not SKIP.match(name) or BUILD_FILE.match(name)
+
+
+def unpack(stock, folder):
+    """Unpacks linux-source of a stock kernel's version into `folder`/source, unless it is there."""
+    source = f"{folder}/source"
+    if os.path.exists(source):
+        return
+    work = f"{folder}/work"
+    with step(f"downloading linux-source {stock.version} (about 165 MB) and unpacking it"):
+        archive, = prepare.download(work, f"linux-source-{stock.series}={stock.version}")
+        shutil.rmtree(f"{source}.new", ignore_errors=True)
+        prepare.unpack_source(archive, stock.series, f"{source}.new", wanted)
+        os.rename(f"{source}.new", source)
+    shutil.rmtree(work)
+
+
+def lacking(config, fragment):
+    """The lines of a fragment that did not come out: an option may need another one, or be gone."""
+    with open(config, encoding="utf-8") as file:
+        have = set(file.read().splitlines())
+    with open(fragment, encoding="ascii") as file:
+        lines = [line.strip() for line in file if "CONFIG_" in line]
+    missing = []
+    for line in lines:
+        # What is off may also be not there at all.
+        option = re.search(r"CONFIG_\w+", line)[0]
+        off = line.startswith("#") and not any(other.startswith(f"{option}=") for other in have)
+        if line not in have and not off:
+            missing.append(line)
+    return missing
+
+
+def configure(kernel, make, fragment, log):
+    """tinyconfig and the fragment. A build that goes on has them."""
+    config, name = f"{kernel.build}/.config", os.path.basename(fragment)
+    if os.path.exists(config) and not lacking(config, fragment):
+        return
+    must(make + ["tinyconfig"], log, f"cannot configure a kernel for {name}")
+    must([f"{kernel.source}/scripts/kconfig/merge_config.sh", "-m", "-O", kernel.build,
+          config, fragment], log, f"cannot merge {name}", cwd=kernel.source)
+    must(make + ["olddefconfig"], log, f"cannot configure a kernel for {name}")
+    if missing := lacking(config, fragment):
+        raise StepError(f"a kernel's configuration does not come out as {name} wants it: {missing}")
