@@ -12,7 +12,7 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 build:
 	@$(run) build
 
-demo test test-deep compare deb:
+demo test test-deep compare intree deb:
 	@$(run) $@
 
 kdir shell:
@@ -39,6 +39,8 @@ help:
 	@echo '                   SHELL_IN=domu or SHELL_IN=dom0 ends in a shell there'
 	@echo 'make test          all checks that take minutes; report in build/report/tests.md'
 	@echo 'make test-deep     the long ones; report in build/report/deep.md'
+	@echo 'make intree        the driver in a kernel tree: builds that, and runs it in guests with IMA;'
+	@echo '                   report in build/report/intree.md'
 	@echo 'make compare       the same guest checks on the C driver; report in build/report/compare.md'
 	@echo 'make shell         a shell in the Debian root that all of this runs in'
 	@echo 'make kdir          print the prepared kernel trees, for KDIR='
@@ -48,4 +50,4 @@ help:
 	@echo 'make distclean     remove build/ and the cache'
 	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= and DEBIAN_MIRROR= are known.'
 
-.PHONY: build demo test test-deep compare deb kdir shell modules modules_install clean distclean help
+.PHONY: build demo test test-deep compare intree deb kdir shell modules modules_install clean distclean help

@@ -8,7 +8,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from harness import build, crates, suite_bed, suite_host, suite_module, suite_package, suite_proof  # noqa: E402
+from harness import (  # noqa: E402
+    build, crates, suite_bed, suite_host, suite_intree, suite_module, suite_package, suite_proof)
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.steps import BUILD, StepError, step  # noqa: E402
@@ -56,7 +57,16 @@ def command_deep(kernels, xen):
     if not os.environ.get("SCENARIOS"):
         suite_host.run_deep(report)
         suite_proof.run(report)
+        suite_intree.run(report, suite_bed.booted(kernels)[0])
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "deep"))
+    return finish(report)
+
+
+def command_intree(kernels, xen):
+    """make intree: the driver in a kernel tree, and that kernel in guests."""
+    report = Report("intree")
+    suite_intree.run(report, suite_bed.booted(kernels)[0])
+    suite_bed.run(report, kernels, xen, suite_bed.selected("intree"))
     return finish(report)
 
 
@@ -98,7 +108,8 @@ def command_shell(*_):
 
 
 COMMANDS = {"build": command_build, "test": command_test, "test-deep": command_deep, "compare": command_compare,
-            "demo": command_demo, "deb": command_deb, "kdir": command_kdir, "shell": command_shell}
+            "intree": command_intree, "demo": command_demo, "deb": command_deb, "kdir": command_kdir,
+            "shell": command_shell}
 
 
 def lock_build():

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bed import content
 from bed.guest import Guest, Vtpm
 from bed.qemu import BedError, Machine
-from harness import build, debug_kernel, steps
+from harness import build, debug_kernel, intree, steps
 from harness.report import Failure
 from harness.steps import BUILD, StepError, must, step
 
@@ -31,13 +31,14 @@ _making_state = threading.Lock()
 class Bed:
     """What a scenario has in hand: a machine, guests, and the report."""
 
-    def __init__(self, report, kernel, xen, name, driver="rust", debug=None):
+    def __init__(self, report, kernel, xen, name, driver="rust", own=None):
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
         self.suite = f"{'bed' if report.name != 'compare' else driver}/{name}"
-        # Dom0's, and the guests', which are slower with the debug kernel and need more memory for it.
-        self.kernel, self.guest_kernel = kernel, debug or kernel
-        self.debug = debug is not None
+        # Dom0's, and the guests', which may be one of our own; with the debug kernel they are slower and need more
+        # memory.
+        self.kernel, self.guest_kernel = kernel, own or kernel
+        self.debug = self.guest_kernel.series == "debug"
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
         self._uuids = 0
@@ -51,7 +52,8 @@ class Bed:
         """Writes the guests' initramfs; returns its path."""
         images = f"{self.work}-images"
         os.makedirs(images, exist_ok=True)
-        ours = [build.module_path(self.guest_kernel)] + (build.inject_paths(self.guest_kernel) if self.debug else [])
+        ours = [] if self.guest_kernel.series == "intree" else [build.module_path(self.guest_kernel)]
+        ours += build.inject_paths(self.guest_kernel) if self.debug else []
         image = content.guest_image(content.Modules(self.guest_kernel.modules),
                                     f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, build.hostile_path())
         image.write(f"{images}/guest.cpio")
@@ -221,6 +223,15 @@ def prepare_debug(report, kernel):
         return None
 
 
+def prepare_in_tree(report, kernel):
+    """The kernel with the driver in it; None where that fails."""
+    try:
+        return intree.build_once(kernel)
+    except StepError as why:
+        report.add("bed", "kernel with the driver in it", "fail", 0, str(why))
+        return None
+
+
 def run(report, kernels, xen, scenarios, driver="rust"):
     """Builds what the bed needs and runs the scenarios."""
     first, *others = booted(kernels)
@@ -235,6 +246,9 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     jobs, debug = [], None
     if any(name.endswith(ON_DEBUG) for name in scenarios):
         debug = prepare_debug(report, first)
+    in_tree = None
+    if any(getattr(module, "IN_TREE", False) for module in scenarios.values()):
+        in_tree = prepare_in_tree(report, first)
     for name, module in scenarios.items():
         # What a scenario needs beside that, while no other one runs.
         if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
@@ -242,6 +256,10 @@ def run(report, kernels, xen, scenarios, driver="rust"):
         if name.endswith(ON_DEBUG):
             if debug:
                 jobs.append((module, Bed(report, first, xen, name, driver, debug)))
+            continue
+        if getattr(module, "IN_TREE", False):
+            if in_tree:
+                jobs.append((module, Bed(report, first, xen, name, driver, in_tree)))
             continue
         if not getattr(module, "OTHER_KERNELS", False):
             jobs.append((module, Bed(report, first, xen, name, driver)))

@@ -57,16 +57,19 @@ class Tpm:
         session = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
         return 0x8002, 0x182, struct.pack(">I", pcr) + session + struct.pack(">IH", 1, 0x0b) + digest
 
-    def pcr(self, number):
-        """The value of a PCR."""
+    def pcr(self, number, bank=0x0b):
+        """The value of a PCR; a TPM 2.0 has one for each bank (0x0b is SHA-256)."""
         if self.kind == "1.2":
             code, rest = self.command(0xc1, 0x15, struct.pack(">I", number))
             assert code == 0, f"PCRRead: {code:#x}"
             return rest
         mask = (1 << number).to_bytes(3, "little")
-        code, rest = self.command(0x8001, 0x17e, struct.pack(">IHB", 1, 0x0b, 3) + mask)
+        code, rest = self.command(0x8001, 0x17e, struct.pack(">IHB", 1, bank, 3) + mask)
         assert code == 0, f"PCR_Read: {code:#x}"
-        return rest[-32:]
+        # Behind a counter, the selection, and the number of digests.
+        size, = struct.unpack(">H", rest[18:20])
+        assert len(rest) == 20 + size, f"PCR_Read: {len(rest)} bytes, and a digest of {size}"
+        return rest[20:]
 
     def hash(self, data):
         """The digest that the PCR bank uses."""

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: GPL-2.0
+"""IMA's measurement list against the TPM: its first entry, which is over PCRs 0 to 9, and PCR 10, into which every
+entry went; and work that makes the list grow."""
+
+import collections
+import hashlib
+import os
+import struct
+import sys
+import threading
+
+from tpm import Tpm
+
+IMA = "/sys/kernel/security/ima"
+PCR = 10
+# By name, as IMA and hashlib have it: the number that a TPM 2.0 has for the bank.
+BANKS = {"1.2": {"sha1": None}, "2.0": {"sha1": 0x04, "sha256": 0x0b}}
+READERS = 4
+
+Entry = collections.namedtuple("Entry", "pcr digest template data")
+
+
+def read(name):
+    """A file of IMA's."""
+    with open(f"{IMA}/{name}", "rb") as file:
+        return file.read()
+
+
+def count(name="runtime_measurements_count"):
+    """How many entries the list has, or of another thing there are."""
+    return int(read(name))
+
+
+def entries(bank):
+    """The measurement list as it is for a bank."""
+    data, size, found, at = read(f"binary_runtime_measurements_{bank}"), hashlib.new(bank).digest_size, [], 0
+
+    def take(length):
+        nonlocal at
+        piece = data[at:at + length]
+        assert len(piece) == length, f"the list ends at {len(data)}, in the middle of an entry"
+        at += length
+        return piece
+
+    while at < len(data):
+        pcr, = struct.unpack("<I", take(4))
+        digest = take(size)
+        template = take(*struct.unpack("<I", take(4))).decode()
+        found.append(Entry(pcr, digest, template, take(*struct.unpack("<I", take(4)))))
+    return found
+
+
+def fields(entry):
+    """The fields of an entry's template, each with its length before it."""
+    found, data = [], entry.data
+    while data:
+        size, = struct.unpack("<I", data[:4])
+        found.append(data[4:4 + size])
+        data = data[4 + size:]
+    return found
+
+
+def name_of(entry):
+    """What the entry is of."""
+    return fields(entry)[1].rstrip(b"\0").decode()
+
+
+def chain(bank, listed):
+    """What PCR 10 of the bank has to be after these entries."""
+    size = hashlib.new(bank).digest_size
+    value = bytes(size)
+    for number, entry in enumerate(listed):
+        assert entry.pcr == PCR, f"entry {number} is for PCR {entry.pcr}"
+        digest = hashlib.new(bank, entry.data).digest()
+        if entry.digest == bytes(size):
+            # A violation: whatever was measured, it could have been something else.
+            digest = b"\xff" * size
+        assert digest == entry.digest or digest == b"\xff" * size, f"entry {number} of {bank} is not its data's digest"
+        value = hashlib.new(bank, value + digest).digest()
+    return value
+
+
+def settled(function):
+    """Calls it until the list has not grown meanwhile."""
+    for _ in range(20):
+        before = count()
+        result = function()
+        if count() == before:
+            return result
+    raise AssertionError("the list does not stop growing")
+
+
+def replay():
+    """In each bank, PCR 10 is what the whole list makes of it."""
+    tpm = Tpm()
+    for bank, number in BANKS[tpm.kind].items():
+        listed, found = settled(lambda: (entries(bank), tpm.pcr(PCR, number)))
+        assert len(listed) == count(), f"{len(listed)} entries in {bank}'s list, and {count()} counted"
+        wanted = chain(bank, listed)
+        assert found == wanted, f"PCR 10 of {bank} is {found.hex()}, and {len(listed)} entries make it {wanted.hex()}"
+        print(f"{bank}: PCR 10 is the replay of {len(listed)} measurements", end="; ")
+    print(f"{count('violations')} violations")
+
+
+def boot_aggregate():
+    """The first entry is the digest of PCRs 0 to 9, for SHA-1 of 0 to 7, and those are not zeroes."""
+    tpm = Tpm()
+    bank, number = list(BANKS[tpm.kind].items())[-1]
+    pcrs = [tpm.pcr(pcr, number) for pcr in range(10)]
+    assert len(set(pcrs)) == 10 and bytes(len(pcrs[0])) not in pcrs, "nothing was measured into PCRs 0 to 9 before IMA"
+    wanted = hashlib.new(bank, b"".join(pcrs[:8] if bank == "sha1" else pcrs)).digest()
+    first = entries(bank)[0]
+    assert name_of(first) == "boot_aggregate", f"the first entry is {name_of(first)}"
+    assert fields(first)[0] == bank.encode() + b":\0" + wanted, f"{fields(first)[0]} is not {bank}:{wanted.hex()}"
+    print(f"{bank}:{wanted.hex()}")
+
+
+def bypassed():
+    """Without a TPM the first entry is of zeroes, and the list goes on all the same."""
+    listed = entries("sha1")
+    digest = fields(listed[0])[0]
+    assert name_of(listed[0]) == "boot_aggregate", f"the first entry is {name_of(listed[0])}"
+    assert not digest.split(b"\0", 1)[1].strip(b"\0"), f"boot_aggregate is {digest}, and there was no TPM"
+    print(f"{len(listed)} measurements, none of them in a TPM")
+
+
+def make(folder, number):
+    """Makes files of which no two are the same."""
+    paths = [f"{folder}/{index}" for index in range(number)]
+    for path in paths:
+        with open(path, "wb") as file:
+            file.write(os.urandom(16) + path.encode())
+    return paths
+
+
+def read_all(paths):
+    """Reads them, some at a time, while others ask the TPM for random numbers."""
+    done = threading.Event()
+    commands = [0]
+
+    def ask():
+        tpm = Tpm()
+        while not done.is_set():
+            tpm.random(16)
+            commands[0] += 1
+
+    def reader(part):
+        for path in part:
+            with open(path, "rb") as file:
+                file.read()
+
+    asking = threading.Thread(target=ask)
+    readers = [threading.Thread(target=reader, args=(paths[first::READERS],)) for first in range(READERS)]
+    for thread in (asking, *readers):
+        thread.start()
+    for thread in readers:
+        thread.join()
+    done.set()
+    asking.join()
+    return commands[0]
+
+
+def load(folder, number):
+    """Reading that many files makes as many measurements, while the TPM has other users; and they are all in PCR 10."""
+    before = count()
+    paths = make(folder, int(number))
+    commands = read_all(paths)
+    grown = count() - before
+    assert grown >= len(paths), f"{len(paths)} files were read, and there are {grown} measurements more"
+    assert commands, "nobody else used the TPM meanwhile"
+    names = {name_of(entry) for entry in entries("sha1")}
+    assert names >= set(paths), f"{len(set(paths) - names)} of the files are not in the list"
+    print(f"{grown} measurements beside {commands} other commands", end="; ")
+    replay()
+
+
+def violation(folder):
+    """A file that is read while somebody may write to it is a violation, which the list and the PCR have, too."""
+    before = count("violations")
+    with open(f"{folder}/violation", "wb", buffering=0) as file:
+        file.write(b"one")
+        with open(f"{folder}/violation", "rb") as other:
+            other.read()
+    assert count("violations") > before, "no violation is counted"
+    replay()
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])

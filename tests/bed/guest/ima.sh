@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0
+# Who wants a TPM when the kernel starts: IMA, keys, the random number generator. For guests whose kernel has the
+# driver built in and IMA with ima_policy=tcb; that kernel is told nothing else.
+
+ima=/sys/kernel/security/ima
+bypass='ima: No TPM chip found, activating TPM-bypass!'
+
+check_ima_has_a_tpm() {
+	dmesg >log
+	grep -q 'ima: Allocated hash algorithm' log || fail "IMA does not run: $(grep ima: log)"
+	if grep "$bypass" log; then fail "IMA has no TPM"; fi
+	grep -q 'early: PCRs 0 to 9 extended (0)' log || fail "$(grep early: log)"
+}
+
+# The stock kernel has IMA, and our driver as a module.
+check_ima_has_none_of_a_module() {
+	dmesg | grep -q "$bypass" || fail "IMA does not say so: $(dmesg | grep ima:)"
+}
+
+check_ima_boot_aggregate() { python /bed/ima.py boot_aggregate; }
+
+check_ima_replay() { python /bed/ima.py replay; }
+
+# A file system that ima_policy=tcb measures all of: it leaves out what is read from a tmpfs.
+measured() {
+	mountpoint -q /mnt && return
+	mkdir -p /mnt
+	dd if=/dev/zero of=/tmp/disk bs=1M count=64 2>/dev/null
+	mke2fs -q -i 4096 /tmp/disk 2>/dev/null || mke2fs -i 4096 /tmp/disk
+	mount -t ext2 -o loop /tmp/disk /mnt
+}
+
+ima_load() {
+	measured
+	mkdir /mnt/load
+	python /bed/ima.py load /mnt/load "$1"
+}
+
+check_ima_load_500() { ima_load 500; }
+
+check_ima_load_5000() { ima_load 5000; }
+
+check_ima_violation() {
+	measured
+	python /bed/ima.py violation /mnt
+}
+
+# A policy of one's own takes the place of the built-in one: files of one owner, and on a tmpfs.
+check_ima_custom_policy() {
+	echo 'measure func=FILE_CHECK mask=MAY_READ fowner=4711' >$ima/policy
+	is "the policy" "$(cat $ima/policy)" 'measure func=FILE_CHECK mask=MAY_READ fowner=4711'
+	before=$(cat $ima/runtime_measurements_count)
+	for name in one two three; do
+		echo $name $$ >$name
+		cat $name >/dev/null
+		chown 4711 $name
+		cat $name >/dev/null
+	done
+	is "how many were measured" $(($(cat $ima/runtime_measurements_count) - before)) 3
+	python /bed/ima.py replay
+}
+
+# Without anybody's choosing it.
+check_hwrng_at_boot() {
+	is rng_current "$(cat /sys/class/misc/hw_random/rng_current)" tpm-rng-0
+}
+
+# A key that only this TPM opens has another one in its keeping, which EVM takes.
+check_evm_by_a_trusted_key() {
+	tpm2 createprimary -Q -C o -G ecc -c primary.ctx
+	tpm2 evictcontrol -Q -C o -c primary.ctx 0x81000002
+	keyctl add trusted kmk "new 32 keyhandle=0x81000002" @u
+	keyctl add encrypted evm-key "new trusted:kmk 64" @u
+	echo 1 >/sys/kernel/security/evm
+	is "evm" $(($(cat /sys/kernel/security/evm) & 1)) 1
+}
+
+# The backend came too late: IMA goes on without a TPM, and the TPM is there for all who look for it later.
+check_ima_came_too_early() {
+	dmesg | grep -q 'has no vTPM for us yet' || fail "the driver does not say that it went on without the backend"
+	check_ima_has_none_of_a_module
+	python /bed/ima.py bypassed
+	wait_for 60 test -c /dev/tpm0
+	python /bed/tpm.py works
+	python /bed/ima.py bypassed
+}
+
+# The line of the log with $3 came between $1 and $2 seconds after the one before it.
+waited() {
+	dmesg | sed 's/^\[ *//' | awk -v from="$1" -v to="$2" -v line="$3" '
+		index($0, line) { found = 1; exit }
+		{ last = $1 + 0 }
+		END {
+			if (!found) { print "the log has no line: " line; exit 1 }
+			printf "%.1f s until: %s\n", $1 - last, line
+			exit !($1 - last >= from && $1 - last <= to)
+		}'
+}
+
+check_wait_of_1_s() { waited 0.7 9 'served by domain 0'; }
+
+check_wait_of_5_s() { waited 4.5 9.9 'served by domain 0'; }
+
+check_wait_of_10_s() { waited 9.5 13 'has no vTPM for us yet'; }
+
+# With xenbus's own wait behind it.
+check_boot_ends_within_45_s() {
+	at=$(dmesg | sed -n 's/^\[ *\([0-9]*\)[0-9.]*\] .*Run \/init as init process.*/\1/p')
+	[ "$at" -le 45 ] || fail "the kernel was done after $at s"
+	echo "the kernel was done after $at s"
+}

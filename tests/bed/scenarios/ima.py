@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A kernel with the driver built in: IMA, keys and the random number generator have a TPM from the start."""
+
+SETS = ("deep", "intree")
+IN_TREE = True
+
+POLICY = "ima_policy=tcb"
+FROM_THE_START = ("module_loads", "ima_has_a_tpm", "ima_boot_aggregate", "ima_replay", "hwrng_at_boot")
+KEYS = ("trusted_keys", "evm_by_a_trusted_key")
+
+
+def run(bed, load="ima_load_500"):
+    """Each version of a TPM, and a PVH guest beside the PV guests."""
+    new, old, hvm = bed.vtpm("2.0"), bed.vtpm("1.2"), bed.vtpm("2.0")
+    bed.boot([new, old, hvm])
+    with bed.guest("ima20", [new], options=POLICY) as guest:
+        bed.checks(guest, *FROM_THE_START, *KEYS)
+        bed.checks(guest, load, "ima_violation", "ima_custom_policy", limit=600)
+    with bed.guest("ima12", [old], options=POLICY) as guest:
+        bed.checks(guest, *FROM_THE_START)
+        bed.checks(guest, load, "ima_violation", "ima_custom_policy", limit=600)
+    # Whatever is to be probed while the boot goes on, a TPM is not.
+    with bed.guest("pvh", [hvm], options=f"{POLICY} driver_async_probe=*", type="'pvh'") as guest:
+        bed.checks(guest, *FROM_THE_START)
