@@ -130,6 +130,8 @@ impl bus::Driver for Tpmfront {
 
     const DEVICE_TYPE: &'static CStr = c"vtpm";
     const FOLDER: &'static CStr = c"xen-tpmfront";
+    // It has been waited for in `probe()`.
+    const ESSENTIAL: bool = false;
 
     fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
         let bind = || {

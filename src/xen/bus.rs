@@ -82,6 +82,11 @@ pub(crate) trait Driver: 'static {
     /// The name of the driver's folder in debugfs.
     const FOLDER: &'static CStr;
 
+    /// Whether a guest is of no use without the device. While a device that has a driver is not
+    /// connected, xenbus keeps the boot and `modprobe` waiting for up to 30 s, and for an essential
+    /// one 270 s more.
+    const ESSENTIAL: bool;
+
     /// Takes charge of a device. The backend's state is not watched before this returns.
     fn probe(dev: &Device<device::Core<'_>>) -> impl PinInit<Self::Data, Error>;
 
@@ -142,6 +147,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         // SAFETY: Nobody else knows the driver before it is registered.
         unsafe {
             (*raw).ids = Self::IDS_REF.as_ptr();
+            (*raw).not_essential = !T::ESSENTIAL;
+            // What comes later in the boot finds the device probed, whatever the command line says.
+            (*raw).driver.probe_type = bindings::probe_type_PROBE_FORCE_SYNCHRONOUS;
             (*raw).probe = Some(Self::probe_callback);
             (*raw).otherend_changed = Some(Self::otherend_changed_callback);
             (*raw).resume = Some(Self::resume_callback);
