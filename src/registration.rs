@@ -91,8 +91,8 @@ impl Tpm {
         }
     }
 
-    /// Registers the TPM behind a connection that is up. Where that fails the next connection is the
-    /// next chance. If one is registered, it finds out whether it is the same.
+    /// Registers the TPM behind a connection that is up. Where that fails the next connection is
+    /// the next chance. If one is registered, it finds out whether it is the same.
     pub(crate) fn register(&self) {
         let mut registration = self.registration.lock();
         let fresh = self.fresh.lock().take();

@@ -6,12 +6,12 @@
 //!
 //! ```text
 //!            submit              cancel
-//!  Ready ─────────────► Running ─────────► Cancelling ──► (dropped: the page is wedged)
-//!    ▲                    │  │                │  │
-//!    │    Idle seen       │  │  Finish seen   │  │
-//!    ├────────────────────┴──│────────────────┘  │
-//!    │  answer or discard    ▼                   │
-//!    └──────────────────  Finished ◄─────────────┘
+//!  Ready -------------> Running ---------> Cancelling --> (dropped: the page is wedged)
+//!    ^                    |  |                |  |
+//!    |    Idle seen       |  |  Finish seen   |  |
+//!    +--------------------+--|----------------+  |
+//!    |  answer or discard    v                   |
+//!    +------------------  Finished <-------------+
 //! ```
 //!
 //! What would break the protocol does not compile, such as a second submit on the same page:

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! TPM packets as far as the wire cares: the ten-byte header that TPM 1.2 and 2.0 share (tag,
-//! length, ordinal or return code, all big endian), and which packets are fit to be sent or believed.
+//! length, ordinal or return code, all big endian), and which packets are fit to be sent or
+//! believed.
 
 use super::layout::MAX_PACKET;
 

@@ -121,8 +121,8 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// Carries out `writes` on a folder as one transaction, again and again while others get in the way, but not
-/// for ever: [`EAGAIN`] after [`TRIES`] times.
+/// Carries out `writes` on a folder as one transaction, again and again while others get in the
+/// way, but not for ever: [`EAGAIN`] after [`TRIES`] times.
 pub(crate) fn transact(folder: &CStr, writes: impl Fn(&Transaction<'_>) -> Result) -> Result {
     let mut result = Err(EAGAIN);
 
