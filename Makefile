@@ -12,7 +12,7 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 build:
 	@$(run) build
 
-demo test test-deep compare intree deb:
+demo test test-deep compare intree series deb:
 	@$(run) $@
 
 kdir shell:
@@ -41,6 +41,8 @@ help:
 	@echo 'make test-deep     the long ones; report in build/report/deep.md'
 	@echo 'make intree        the driver in a kernel tree: builds that, and runs it in guests with IMA;'
 	@echo '                   report in build/report/intree.md'
+	@echo 'make series        the driver as patches to a kernel tree in its own style, in build/series/;'
+	@echo '                   KERNEL=TREE names one, else it is the first stock kernel.'
 	@echo 'make compare       the same guest checks on the C driver; report in build/report/compare.md'
 	@echo 'make shell         a shell in the Debian root that all of this runs in'
 	@echo 'make kdir          print the prepared kernel trees, for KDIR='
@@ -50,4 +52,4 @@ help:
 	@echo 'make distclean     remove build/ and the cache'
 	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= and DEBIAN_MIRROR= are known.'
 
-.PHONY: build demo test test-deep compare intree deb kdir shell modules modules_install clean distclean help
+.PHONY: build demo test test-deep compare intree series deb kdir shell modules modules_install clean distclean help

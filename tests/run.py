@@ -9,7 +9,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from harness import (  # noqa: E402
-    build, crates, suite_bed, suite_host, suite_intree, suite_module, suite_package, suite_proof)
+    build, crates, suite_bed, suite_host, suite_intree, suite_module, suite_package, suite_proof,
+    suite_series)
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.steps import BUILD, StepError, step  # noqa: E402
@@ -58,6 +59,8 @@ def command_deep(kernels, xen):
         suite_host.run_deep(report)
         suite_proof.run(report)
         suite_intree.run(report, suite_bed.booted(kernels)[0])
+        for kernel in kernels:
+            suite_series.run(report, kernel.source)
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "deep"))
     return finish(report)
 
@@ -67,6 +70,13 @@ def command_intree(kernels, xen):
     report = Report("intree")
     suite_intree.run(report, suite_bed.booted(kernels)[0])
     suite_bed.run(report, kernels, xen, suite_bed.selected("intree"))
+    return finish(report)
+
+
+def command_series(kernels, _):
+    """make series: patches for a kernel tree, that of KERNEL= or of the first stock kernel, in build/series."""
+    report = Report("series")
+    suite_series.run(report, os.environ.get("KERNEL") or kernels[0].source)
     return finish(report)
 
 
@@ -108,7 +118,7 @@ def command_shell(*_):
 
 
 COMMANDS = {"build": command_build, "test": command_test, "test-deep": command_deep, "compare": command_compare,
-            "intree": command_intree, "demo": command_demo, "deb": command_deb, "kdir": command_kdir,
+            "intree": command_intree, "series": command_series, "demo": command_demo, "deb": command_deb, "kdir": command_kdir,
             "shell": command_shell}
 
 
