@@ -5,7 +5,7 @@ as a module. Objects stay in the cache, so that only what changed is built anew;
 import contextlib
 import dataclasses
 import fcntl
-import filecmp
+import hashlib
 import os
 import re
 import shutil
@@ -71,65 +71,106 @@ class InTree:
         parent = f"{BUILD}/intree/boot/lib/modules"
         return f"{parent}/{os.listdir(parent)[0]}"
 
+    def kconfigs(self):
+        """The Kconfig files that are ours, or changed by us."""
+        return [name for name in content(f"{self.folder}/files").split() if name.endswith("Kconfig")]
+
     @property
-    def make(self):
+    def kbuild(self):
         """The kernel's own build."""
         return ["nice", "make", "-C", self.source, f"O={self.build}"]
 
 
+def files_in_tree(kernel):
+    """The driver's folder, one line in the Makefile, one in Kconfig; and what is for tests only."""
+    parent = os.path.dirname(PLACE)
+    files = {f"{PLACE}/{name}": content(f"{TOP}/{name}") for name in sources() if PARTS.match(name)}
+    files[f"{parent}/Makefile"] = original(kernel, f"{parent}/Makefile") + MAKEFILE_LINE
+    config = original(kernel, f"{parent}/Kconfig")
+    if config.count(KCONFIG_END) != 1:
+        raise StepError(f"{parent}/Kconfig has not the line {KCONFIG_END!r}: this kernel is newer than {__name__} knows")
+    files[f"{parent}/Kconfig"] = config.replace(KCONFIG_END, KCONFIG_LINE + KCONFIG_END)
+    return files
+
+
 @contextlib.contextmanager
-def tree(stock):
-    """The tree, for one clone at a time, with this clone's driver in it."""
+def tree(stock, files=files_in_tree):
+    """The tree, for one clone at a time, with these files in it, and the one for tests."""
     kernel = InTree(stock)
     os.makedirs(kernel.folder, exist_ok=True)
     with open(f"{kernel.folder}/lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         own_kernel.unpack(stock, kernel.folder)
-        put_driver(kernel)
+        wanted = files(kernel)
+        parent, early = os.path.dirname(EARLY_PLACE), f"{TOP}/tests/bed/early"
+        wanted |= {f"{EARLY_PLACE}/{name}": content(f"{early}/{name}") for name in os.listdir(early)}
+        wanted[f"{parent}/Makefile"] += EARLY_LINE
+        put(kernel, wanted)
         os.makedirs(kernel.build, exist_ok=True)
         yield kernel
     os.utime(kernel.folder)
 
 
-def copy_changed(files, target):
-    """Makes a folder hold these files {name in it: path} and no other source; what is the same keeps its time."""
-    for name, path in files.items():
-        place = f"{target}/{name}"
-        if not os.path.exists(place) or not filecmp.cmp(path, place, shallow=False):
-            os.makedirs(os.path.dirname(place), exist_ok=True)
-            shutil.copyfile(path, place)
-    for folder, _, names in os.walk(target):
-        for name in names:
-            if os.path.relpath(f"{folder}/{name}", target) not in files:
-                os.unlink(f"{folder}/{name}")
-
-
-def add_line(path, line, before=None):
-    """Adds a line to a file that does not have it, at its end or before another line."""
+def content(path):
+    """A file's text."""
     with open(path, encoding="utf-8") as file:
-        text = file.read()
-    if line in text:
-        return
-    if before:
-        if text.count(before) != 1:
-            raise StepError(f"{path} has not the line {before!r}: this kernel is newer than {__name__} knows")
-        text = text.replace(before, line + before)
-    else:
-        text += line
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
+        return file.read()
 
 
-def put_driver(kernel):
-    """The driver's folder, one line in the Makefile, one in Kconfig; and what is for tests."""
-    names = [name for name in sources() if PARTS.match(name)]
-    copy_changed({name: f"{TOP}/{name}" for name in names}, f"{kernel.source}/{PLACE}")
-    parent = os.path.dirname(f"{kernel.source}/{PLACE}")
-    add_line(f"{parent}/Makefile", MAKEFILE_LINE)
-    add_line(f"{parent}/Kconfig", KCONFIG_LINE, before=KCONFIG_END)
-    early = f"{TOP}/tests/bed/early"
-    copy_changed({name: f"{early}/{name}" for name in os.listdir(early)}, f"{kernel.source}/{EARLY_PLACE}")
-    add_line(f"{parent}/Makefile", EARLY_LINE)
+def original(kernel, name):
+    """The text of a file as linux-source has it."""
+    kept = f"{kernel.folder}/original/{name}"
+    return content(kept if os.path.exists(kept) else f"{kernel.source}/{name}")
+
+
+def put(kernel, files):
+    """Makes linux-source differ by these files {name: text} and no others. What does not change keeps its time."""
+    known = f"{kernel.folder}/files"
+    before = set(content(known).split()) if os.path.exists(known) else set()
+    for name in set(files) - before:
+        path, kept = f"{kernel.source}/{name}", f"{kernel.folder}/original/{name}"
+        if os.path.exists(path):
+            os.makedirs(os.path.dirname(kept), exist_ok=True)
+            shutil.copyfile(path, kept)
+    # A run that is broken off behind this has changed no more than these.
+    with open(known, "w", encoding="utf-8") as file:
+        file.write("\n".join(before | set(files)))
+    for name in before | set(files):
+        path, kept = f"{kernel.source}/{name}", f"{kernel.folder}/original/{name}"
+        text = files.get(name, content(kept) if os.path.exists(kept) else None)
+        if text is None:
+            if os.path.exists(path):
+                os.unlink(path)
+        elif not os.path.exists(path) or content(path) != text:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+
+
+def configure(kernel):
+    """The configuration that the fragment makes, which is kept for as long as neither it nor Kconfig changes."""
+    parts = content(FRAGMENT) + "".join(content(f"{kernel.source}/{name}") for name in sorted(kernel.kconfigs()))
+    kept = f"{kernel.folder}/config-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
+    if not os.path.exists(kept):
+        own_kernel.configure(kernel, kernel.kbuild, FRAGMENT, "intree-config.log")
+        shutil.copyfile(f"{kernel.build}/.config", f"{kept}.new")
+        os.rename(f"{kept}.new", kept)
+    elif content(kept) != content(f"{kernel.build}/.config"):
+        shutil.copyfile(kept, f"{kernel.build}/.config")
+
+
+def make(kernel, log):
+    """Builds it in the cache."""
+    configure(kernel)
+    must(kernel.kbuild + ["-j2", "vmlinux", "modules"], log, "the kernel with the driver in it does not build")
+
+
+def make_module(kernel, log):
+    """Builds the driver as a module of that; returns its path."""
+    must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--module", OPTION], log,
+         "cannot configure the driver as a module")
+    must(kernel.kbuild + ["-j2", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
+    return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 
 
 def build_kernel(stock, log="intree.log"):
@@ -138,9 +179,8 @@ def build_kernel(stock, log="intree.log"):
     os.makedirs(f"{BUILD}/intree")
     with step("building a kernel with the driver in it (the first time 15 minutes of processor time)"), \
             tree(stock) as kernel:
-        own_kernel.configure(kernel, kernel.make, FRAGMENT, "intree-config.log")
-        must(kernel.make + ["-j2", "vmlinux", "modules"], log, "the kernel with the driver in it does not build")
-        must(kernel.make + ["modules_install", f"INSTALL_MOD_PATH={BUILD}/intree/boot"], "intree-install.log",
+        make(kernel, log)
+        must(kernel.kbuild + ["modules_install", f"INSTALL_MOD_PATH={BUILD}/intree/boot"], "intree-install.log",
              "cannot install what the kernel with the driver in it has of modules")
         # The last step, so that its result stands for all of them.
         must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], "intree-install.log",
@@ -159,10 +199,7 @@ def build_module(stock, log="intree-module.log"):
     """The driver as a module of the same tree; returns its path."""
     path = f"{BUILD}/intree/xen-tpmfront.ko"
     with step("building the driver as a module of that kernel"), tree(stock) as kernel:
-        must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--module", OPTION], log,
-             "cannot configure the driver as a module")
-        must(kernel.make + ["-j2", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
-        shutil.copyfile(f"{kernel.build}/{PLACE}/xen-tpmfront.ko", path)
+        shutil.copyfile(make_module(kernel, log), path)
     return path
 
 
@@ -173,7 +210,7 @@ def configured(stock, *lines):
         shutil.copyfile(FRAGMENT, config)
         with open(config, "a", encoding="ascii") as file:
             file.write("".join(f"{line}\n" for line in lines))
-        must(kernel.make + [f"KCONFIG_CONFIG={config}", "olddefconfig"], log, "cannot configure a kernel")
+        must(kernel.kbuild + [f"KCONFIG_CONFIG={config}", "olddefconfig"], log, "cannot configure a kernel")
     with open(config, encoding="utf-8") as file:
         found = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", file.read(), re.MULTILINE))
     os.makedirs(LOGS, exist_ok=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 
 from harness import rustuse
+from harness.intree import content
 from harness.steps import BUILD, TOP, StepError, must, output, step
 from harness.suite_host import read, sources
 
@@ -271,6 +272,12 @@ def papers(tree):
     name = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
     tree.write(name, read(name))
     tree.insert("MAINTAINERS", MAINTAINERS, "XZ EMBEDDED\n")
+
+
+def files(_kernel):
+    """What the tree's files are with the series, for intree.tree()."""
+    names = output("git", "-C", TREE, "ls-files").split()
+    return {name: content(f"{TREE}/{name}") for name in names if name != ".rustfmt.toml"}
 
 
 PATCHES = (bindings, xenbus, ring, tpm, frontend, papers)

@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 
-from harness import series
+from harness import intree, series
 from harness.report import Failure
-from harness.steps import BUILD
+from harness.steps import BUILD, output, step
+from harness.suite_intree import without_warnings
 
 # Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may have to be changed, is
 # no mistake.
@@ -49,6 +50,23 @@ def applies(source):
                           capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(done.stdout[-3000:])
+
+
+def builds(stock):
+    """The kernel with all of it, the driver built in and as a module."""
+    log = "series-build.log"
+    with step("building a kernel with the series"), intree.tree(stock, series.files) as kernel:
+        intree.make(kernel, log)
+        without_warnings(log)
+        if "xen_tpmfront" not in output("nm", f"{kernel.build}/vmlinux"):
+            raise Failure("the driver is not in it")
+        intree.make_module(kernel, log)
+        without_warnings(log)
+
+
+def run_build(report, stock):
+    """What takes long; for the series that `run()` has written."""
+    report.check("series", f"{stock.series} builds with it, without a warning", builds, stock)
 
 
 def run(report, source):
