@@ -44,6 +44,11 @@ def compat(kernel):
     return tuple((rf"xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new)
 
 
+def without_tests(name):
+    """A source file without what Cargo alone runs."""
+    return re.sub(r"\n#\[cfg\(test\)\]\nmod \w+ \{\n.*?^\}\n", "", read(name), flags=re.MULTILINE | re.DOTALL)
+
+
 def abstraction(name, rules):
     """A file of src/xen or src/tpm as the kernel crate has it."""
     def path(parts):
@@ -55,7 +60,7 @@ def abstraction(name, rules):
             return "super", *parts[2:]
         return parts
 
-    return substituted(rustuse.rewrite(read(name), path), rules + PLAIN)
+    return substituted(rustuse.rewrite(without_tests(name), path), rules + PLAIN)
 
 
 def driver(name):
@@ -63,7 +68,7 @@ def driver(name):
     def path(parts):
         return ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
 
-    return rustuse.rewrite(read(name), path)
+    return rustuse.rewrite(without_tests(name), path)
 
 
 def substituted(text, rules):
@@ -245,8 +250,10 @@ def tpm(tree):
     tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
     tree.write("rust/kernel/tpm.rs", rooms("tpm", "attribute", "chip").replace(
         "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n"))
-    for name in ("src/tpm/attribute", "src/tpm/chip", "src/protocol/banks"):
-        tree.abstraction(f"tpm/{os.path.basename(name)}.rs", f"{name}.rs")
+    for name in ("attribute", "chip"):
+        tree.abstraction(f"tpm/{name}.rs", f"src/tpm/{name}.rs")
+    banks = abstraction("src/protocol/banks.rs", ())
+    tree.write("rust/kernel/tpm/banks.rs", re.sub(r"(?m)^pub fn", "pub(super) fn", banks))
 
 
 def frontend(tree):
