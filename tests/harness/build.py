@@ -66,6 +66,19 @@ def hostile_backend_path():
     return f"{BUILD}/cargo/release/xen-hostile-backend"
 
 
+def bench_path(name):
+    """A program or a module of tests/bench."""
+    return f"{BUILD}/bench/module/{name}" if name.endswith(".ko") else f"{BUILD}/cargo/release/{name}"
+
+
+def build_bench_modules(kernel):
+    """Builds the modules that stand beside ours where time is taken."""
+    target = f"{BUILD}/bench/module"
+    os.makedirs(target, exist_ok=True)
+    must(["make", "-C", kernel.build, f"M={TOP}/tests/bench", f"MO={target}", "modules"], "bench-modules.log",
+         f"the modules of tests/bench do not build for {kernel.release}")
+
+
 def build_backend():
     """Builds the workspace as it is installed."""
     must(["cargo", "build", "--release", "--workspace"], "backend.log", "the backend does not build",

@@ -48,14 +48,16 @@ class Bed:
         self._uuids += 1
         return Vtpm(UUID.format(self._uuids), version, key, **more)
 
-    def write_guest_image(self):
-        """Writes the guests' initramfs; returns its path."""
+    def write_guest_image(self, files=None):
+        """Writes the guests' initramfs, with more `files`; returns its path."""
         images = f"{self.work}-images"
         os.makedirs(images, exist_ok=True)
         ours = [] if self.guest_kernel.series == "intree" else [build.module_path(self.guest_kernel)]
         ours += build.inject_paths(self.guest_kernel) if self.debug else []
         image = content.guest_image(content.Modules(self.guest_kernel.modules),
                                     f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, build.hostile_path())
+        for path, source in (files or {}).items():
+            image.program(path, source)
         image.write(f"{images}/guest.cpio")
         return f"{images}/guest.cpio"
 
@@ -68,11 +70,11 @@ class Bed:
         image.write(f"{self.work}-images/driver.cpio")
         return f"{self.work}-images/driver.cpio"
 
-    def boot(self, vtpms, cpus=1, options="", config="", files=None, **memory):
+    def boot(self, vtpms, cpus=1, options="", config="", files=None, guest_files=None, **machine):
         """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of `vtpms`. `config`
-        is more of its configuration, for all of them."""
+        is more of its configuration, for all of them; `machine` is memory and the like."""
         dom0 = content.dom0_image(content.Modules(self.kernel.modules), build.backend_path())
-        dom0.file("/boot/guest.cpio", self.write_guest_image())
+        dom0.file("/boot/guest.cpio", self.write_guest_image(guest_files))
         images = f"{self.work}-images"
         for vtpm in vtpms:
             dom0.tree(f"/var/lib/xen-vtpmd/{vtpm.uuid}", tpm_state(vtpm))
@@ -81,7 +83,7 @@ class Bed:
             dom0.file(path, source)
         dom0.write(f"{images}/dom0.cpio")
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{images}/dom0.cpio",
-                               cpus=cpus, options=options, **memory)
+                               cpus=cpus, options=options, **machine)
         seconds = self.machine.start()
         versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms)
         self.machine.must(f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd check-config")
