@@ -12,7 +12,7 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 build:
 	@$(run) build
 
-demo test test-deep compare intree series deb:
+demo test test-deep compare bench intree series deb:
 	@$(run) $@
 
 kdir shell:
@@ -44,6 +44,8 @@ help:
 	@echo 'make series        the driver as patches to a kernel tree in its own style, in build/series/;'
 	@echo '                   KERNEL=TREE names one, else it is the first stock kernel.'
 	@echo 'make compare       the same guest checks on the C driver; report in build/report/compare.md'
+	@echo 'make bench         what commands cost, beside the C driver; results in build/bench/;'
+	@echo '                   QUICK=1 takes fewer samples'
 	@echo 'make shell         a shell in the Debian root that all of this runs in'
 	@echo 'make kdir          print the prepared kernel trees, for KDIR='
 	@echo 'make modules KDIR=TREE            build the module on a kernel tree'
@@ -52,4 +54,4 @@ help:
 	@echo 'make distclean     remove build/ and the cache'
 	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= and DEBIAN_MIRROR= are known.'
 
-.PHONY: build demo test test-deep compare intree series deb kdir shell modules modules_install clean distclean help
+.PHONY: build demo test test-deep compare bench intree series deb kdir shell modules modules_install clean distclean help

@@ -9,7 +9,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from harness import (  # noqa: E402
-    build, crates, suite_bed, suite_host, suite_intree, suite_module, suite_package, suite_proof,
+    bench, build, crates, suite_bed, suite_host, suite_intree, suite_module, suite_package, suite_proof,
     suite_series)
 from harness.prepare import prepare  # noqa: E402
 from harness.report import Report  # noqa: E402
@@ -106,6 +106,11 @@ def command_deb(*_):
     return 0
 
 
+def command_bench(kernels, xen):
+    """make bench: what commands cost."""
+    return bench.run(kernels, xen, Report("bench"))
+
+
 def command_kdir(kernels, _):
     """make kdir: the prepared trees."""
     for kernel in kernels:
@@ -120,7 +125,7 @@ def command_shell(*_):
 
 COMMANDS = {"build": command_build, "test": command_test, "test-deep": command_deep, "compare": command_compare,
             "intree": command_intree, "series": command_series, "demo": command_demo, "deb": command_deb, "kdir": command_kdir,
-            "shell": command_shell}
+            "shell": command_shell, "bench": command_bench}
 
 
 def lock_build():

@@ -14,7 +14,7 @@ from bed.qemu import BedError
 class BareMachine(Guest):
     """Speaks to the host through a serial port instead of a Xen console."""
 
-    def __init__(self, work, kernel, initrd):
+    def __init__(self, work, kernel, initrd, devices=()):
         # A guest in all but its console and its end; there is no toolstack that made it.
         shutil.rmtree(work, ignore_errors=True)
         os.makedirs(f"{work}/console")
@@ -25,7 +25,7 @@ class BareMachine(Guest):
             "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet rdinit=/init panic=-1",
             "-chardev", f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={self.log}",
-            "-serial", "chardev:con",
+            "-serial", "chardev:con", *devices,
         ]
 
     def start(self):

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make bench: what commands cost, as a table, as build/bench/latency.json and as a plot."""
+
+import datetime
+import functools
+import json
+import os
+import shutil
+from statistics import median, quantiles
+
+from bed import bench, scale
+from bed.emulated import EmulatedTpm
+from bed.guest import Vtpm
+from harness import build, plot
+from harness.steps import BUILD, output, step
+from harness.suite_bed import Bed, booted, tpm_state
+
+TARGET = f"{BUILD}/bench"
+# Samples of each driver in a row of the table.
+ROUNDS, QUICK_ROUNDS = 1000, 150
+DRIVERS = ("rust", "c", "floor")
+# So many vTPMs do nothing beside one that is busy.
+IDLE_COUNTS = (0, 7, 50)
+# What the plot shows, in this order.
+PANELS = {("null", bench.SHORTEST.name): "a backend that answers at once, the shortest command",
+          ("swtpm-2.0", "GetRandom"): "swtpm 2.0, GetRandom", ("swtpm-1.2", "PCRRead"): "swtpm 1.2, PCRRead"}
+COLUMNS = ("backend", "command", "driver", "samples", "median_us", "p95_us", "p99_us", "ratio_to_floor", "speedup_vs_c")
+
+
+class Results:
+    """What was measured."""
+
+    def __init__(self):
+        self.rows, self.samples, self.others = [], {}, []
+
+    def add(self, mode, backend, command, samples):
+        """Takes down the samples (us) of each driver for one command, as rows."""
+        middle = {driver: median(values) for driver, values in samples.items()}
+        for driver in DRIVERS:
+            parts = quantiles(samples[driver], n=100, method="inclusive")
+            self.rows.append({
+                "mode": mode, "driver": driver, "backend": backend, "command": command, "samples": len(samples[driver]),
+                "median_us": round(middle[driver], 1), "p95_us": round(parts[94], 1), "p99_us": round(parts[98], 1),
+                "ratio_to_floor": round(middle[driver] / middle["floor"], 3),
+                "speedup_vs_c": round(middle["c"] / middle[driver], 2)})
+        self.samples[mode, backend, command] = samples
+
+    def note(self, mode, what, value):
+        """Takes down a figure that is not a row."""
+        self.others.append({"mode": mode, "what": what, "value": value})
+        print(f"    {mode}: {what}: {value}")
+
+    def table(self, mode):
+        """The rows of a mode in Markdown. In real time the ratios alone say something."""
+        names = [name for name in COLUMNS if mode == "icount" or not name.endswith("_us")]
+        lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
+        for row in self.rows:
+            if row["mode"] == mode:
+                lines.append("| " + " | ".join(str(row[name]) for name in names) + " |")
+        return "\n".join(lines)
+
+    def write(self, kernel):
+        """Writes the files, and prints the tables."""
+        os.makedirs(TARGET, exist_ok=True)
+        for name, content in (("latency", {"rows": self.rows}), ("others", {"figures": self.others}),
+                              ("samples", [{"mode": mode, "backend": backend, "command": command, **samples}
+                                           for (mode, backend, command), samples in self.samples.items()])):
+            with open(f"{TARGET}/{name}.json", "w", encoding="utf-8") as file:
+                json.dump(content, file, indent=1)
+                file.write("\n")
+        today = datetime.date.today().isoformat()
+        panels = {title: {driver: self.samples["icount", *key][driver] for driver in DRIVERS}
+                  for key, title in PANELS.items() if ("icount", *key) in self.samples}
+        with open(f"{TARGET}/latency.svg", "w", encoding="utf-8") as file:
+            file.write(plot.draw("How long a TPM command takes in a Xen guest",
+                                 f"{today}, Linux {kernel.release}, QEMU with emulated time (icount); make bench", panels))
+        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in ("icount", "realtime"))
+        with open(f"{TARGET}/latency.md", "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        print(text)
+
+
+def _null(bed, mode, rounds, results):
+    """A backend that answers at once."""
+    bed.stop_backend()
+    bed.machine.must(bench.START_NULL)
+    trio = bench.Trio(bed, "null", [bed.vtpm() for _ in bench.DRIVERS])
+    trio.start()
+    trio.bind()
+    for command in (bench.SHORTEST, bench.LONGEST):
+        samples = trio.times(command, rounds)
+        results.add(mode, "null", command.name, samples)
+        results.note(mode, f"null, {command.name}: bare exchange from user space, us", round(median(samples["floor-user"]), 1))
+    if mode == "icount":
+        for driver, count in trio.instructions(bench.SHORTEST, rounds).items():
+            results.note(mode, f"instructions of the guest for a command, {driver}", round(count))
+    trio.guest.shutdown()
+    bed.machine.must(bench.STOP_NULL)
+    bed.start_backend()
+
+
+def _swtpm(bed, vtpms, mode, rounds, results):
+    """swtpm behind xen-vtpmd, of both versions."""
+    trio = bench.Trio(bed, "swtpm", vtpms)
+    trio.start()
+    for number, (version, commands) in enumerate(bench.SWTPM.items()):
+        trio.bind(number * len(bench.DRIVERS))
+        for command in commands:
+            before = bench.status(bed)
+            results.add(mode, f"swtpm-{version}", command.name, trio.times(command, rounds))
+            results.note(mode, f"swtpm {version}, {command.name}: the daemon's time", bench.own_share(before, bench.status(bed)))
+        row = trio.row(bench.SWTPM[version][-1], max(1000, rounds))
+        results.note(mode, f"swtpm {version}: 1,000 extends in a row, ms", {name: round(ms) for name, ms in row.items()})
+    trio.guest.shutdown()
+
+
+def _scale(bed, results, seconds=5):
+    """Guests at once, vTPMs that do nothing, and what a vTPM needs of dom0's memory."""
+    vtpms = [bed.vtpm("2.0") for _ in range(scale.GUESTS)]
+    idle = [Vtpm(scale.UUID % (scale.IDLE_DOMAINS + number), "2.0") for number in range(max(IDLE_COUNTS))]
+    bed.boot(vtpms + idle, dom0_memory=2048, memory=7168, icount=int(os.environ.get("SEED") or 1), **bench.files())
+    note = functools.partial(results.note, "icount")
+    note("daemon's memory without a vTPM, kB", scale.memory_kb(bed, "xen-vtpmd"))
+    guests = [scale.start(bed, number, vtpm) for number, vtpm in enumerate(vtpms)]
+    note(f"daemon's memory with {len(guests)} guests, kB", scale.memory_kb(bed, "xen-vtpmd"))
+    note("memory of each swtpm, kB", scale.memory_kb(bed, "swtpm"))
+    note("wake-ups in 60 s of nothing: daemon, driver's interrupt", scale.wake_ups(bed, guests[0], 60))
+    command = bench.SWTPM["2.0"][0]
+    for count, found in scale.together(bed, guests, command, seconds, "/run/xen-vtpmd.pid").items():
+        note(f"guests at once, swtpm 2.0, GetRandom: {count}", found)
+    for guest in guests[1:]:
+        guest.destroy()
+    for count, used in scale.with_idle(bed, guests[0], IDLE_COUNTS, command, seconds).items():
+        note(f"daemon's us for a command beside {count} idle vTPMs", used)
+    guests[0].destroy()
+    with scale.null_backend(bed):
+        guests = [scale.start(bed, number, vtpm) for number, vtpm in enumerate(vtpms)]
+        for count, found in scale.together(bed, guests, bench.SHORTEST, seconds, "/run/null-backend.pid").items():
+            note(f"guests at once, null: {count}", found)
+        for guest in guests:
+            guest.destroy()
+
+
+def _emulated(bed, results):
+    """QEMU's own TPM interfaces, without Xen."""
+    initrd = bed.write_guest_image(bench.files()["guest_files"])
+    for device in ("tpm-tis", "tpm-crb"):
+        state = f"{bed.work}.{device}"
+        shutil.rmtree(state, ignore_errors=True)
+        shutil.copytree(tpm_state(Vtpm("", "2.0")), state)
+        with EmulatedTpm(f"{bed.work}-{device}", bed.kernel.vmlinuz, initrd, device, state) as machine:
+            for command in bench.SWTPM["2.0"]:
+                results.note("realtime", f"{device} of QEMU without Xen, {command.name}", machine.cost(command))
+
+
+def _sizes(kernel, results):
+    """What the modules take in memory."""
+    for name, path in (("ours", build.module_path(kernel)), ("the C driver", build.bench_path("vtpm-c.ko"))):
+        text, data, bss = output("size", path).splitlines()[1].split()[:3]
+        sections = dict(line.split()[:2] for line in output("size", "-A", path).splitlines() if line.startswith("."))
+        results.note("-", f"module, {name}", {"text": int(text), "data": int(data), "bss": int(bss),
+                                              ".text": int(sections[".text"])})
+
+
+def run(kernels, xen, report):
+    """Boots once for each mode; returns the exit code."""
+    kernel, quick = booted(kernels)[0], os.environ.get("QUICK")
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    results = Results()
+    with step("building what measures"):
+        build.build_module(kernel)
+        build.build_backend()
+        build.build_bench_modules(kernel)
+    for mode in ("icount", "realtime"):
+        bed = Bed(report, kernel, xen, f"bench-{mode}")
+        with step(f"measuring in {mode} mode, {rounds} samples a row"):
+            try:
+                vtpms = [bed.vtpm(version) for version in bench.SWTPM for _ in bench.DRIVERS]
+                machine = {"icount": int(os.environ.get("SEED") or 1)} if mode == "icount" else {}
+                bed.boot(vtpms, **bench.files(), **machine)
+                _null(bed, mode, rounds, results)
+                _swtpm(bed, vtpms, mode, rounds if mode == "realtime" else max(rounds // 2, 100), results)
+            finally:
+                bed.stop()
+    _sizes(kernel, results)
+    if not quick:
+        bed = Bed(report, kernel, xen, "bench-scale")
+        with step("measuring many guests, and idle ones"):
+            try:
+                _scale(bed, results)
+            finally:
+                bed.stop()
+        with step("measuring QEMU's emulated TPMs"):
+            _emulated(Bed(report, kernel, xen, "bench-emulated"), results)
+    results.write(kernel)
+    return 0
