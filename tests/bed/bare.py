@@ -19,6 +19,7 @@ class BareMachine(Guest):
         shutil.rmtree(work, ignore_errors=True)
         os.makedirs(f"{work}/console")
         self.share = work
+        self.patience = 1
         super().__init__(self, "bare")
         self._command = [
             "qemu-system-x86_64", "-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "512",

@@ -93,7 +93,7 @@ class Guest:
 
     def _wait(self, stop, limit, what):
         """Collects lines until `stop` says so of one."""
-        until = time.monotonic() + limit
+        until = time.monotonic() + limit * self.machine.patience
         seen, check = [], 0
         while True:
             for line in self._lines():

@@ -5,9 +5,10 @@
  * out. It checks nothing, waits for ever, and is for measuring only.
  *
  * /dev/vtpm-floor: a write carries out the command, a read gives the answer. In debugfs,
- * vtpm-floor/exchange runs the last command once more, and gives the ns that it took;
- * vtpm-floor/clock gives the ns between two readings of the clock, and vtpm-floor/running
- * the ns that this vCPU has run by Xen's account.
+ * vtpm-floor/exchange runs the last command once more, and gives the ns that it took, and
+ * vtpm-floor/chip does so with the kernel's first TPM; vtpm-floor/clock gives the ns between
+ * two readings of the clock, and vtpm-floor/running those that this vCPU has run by Xen's
+ * account.
  */
 #include <linux/completion.h>
 #include <linux/debugfs.h>
@@ -15,7 +16,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
-#include <linux/slab.h>
+#include <linux/tpm.h>
 #include <linux/uaccess.h>
 #include <asm/xen/hypercall.h>
 #include <xen/events.h>
@@ -36,7 +37,7 @@ static struct {
 	struct completion event;
 	struct mutex lock;
 	size_t command_length, answer_length;
-	u8 command[MAX_PACKET], answer[MAX_PACKET];
+	u8 command[MAX_PACKET], answer[PAGE_SIZE];
 } floor;
 
 static irqreturn_t floor_interrupt(int irq, void *unused)
@@ -108,6 +109,30 @@ static int exchange_get(void *unused, u64 *ns)
 	return ret;
 }
 DEFINE_DEBUGFS_ATTRIBUTE(exchange_attribute, exchange_get, NULL, "%llu\n");
+
+static int chip_get(void *unused, u64 *ns)
+{
+	struct tpm_chip *chip = tpm_default_chip();
+	struct tpm_buf buf = {};
+	u64 start;
+	int ret;
+
+	if (!chip)
+		return -ENODEV;
+	guard(mutex)(&floor.lock);
+	buf.data = floor.answer;
+	memcpy(buf.data, floor.command, floor.command_length);
+	ret = tpm_try_get_ops(chip);
+	if (!ret) {
+		start = ktime_get_ns();
+		ret = tpm_transmit_cmd(chip, &buf, 0, NULL);
+		*ns = ktime_get_ns() - start;
+		tpm_put_ops(chip);
+	}
+	put_device(&chip->dev);
+	return ret > 0 ? -EIO : ret;
+}
+DEFINE_DEBUGFS_ATTRIBUTE(chip_attribute, chip_get, NULL, "%llu\n");
 
 static int clock_get(void *unused, u64 *ns)
 {
@@ -231,6 +256,7 @@ static int __init floor_init(void)
 	}
 	folder = debugfs_create_dir("vtpm-floor", NULL);
 	debugfs_create_file("exchange", 0400, folder, NULL, &exchange_attribute);
+	debugfs_create_file("chip", 0400, folder, NULL, &chip_attribute);
 	debugfs_create_file("clock", 0400, folder, NULL, &clock_attribute);
 	debugfs_create_file("running", 0400, folder, NULL, &running_attribute);
 	return 0;

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """make bench: what commands cost, as a table, as build/bench/latency.json and as a plot."""
 
+import contextlib
 import datetime
 import functools
 import json
@@ -11,14 +12,17 @@ from statistics import median, quantiles
 from bed import bench, scale
 from bed.emulated import EmulatedTpm
 from bed.guest import Vtpm
+from bed.qemu import BedError
 from harness import build, plot
-from harness.steps import BUILD, output, step
+from harness.steps import BUILD, StepError, output, step
 from harness.suite_bed import Bed, booted, tpm_state
 
 TARGET = f"{BUILD}/bench"
 # Samples of each driver in a row of the table.
 ROUNDS, QUICK_ROUNDS = 1000, 150
 DRIVERS = ("rust", "c", "floor")
+PARTS = ("icount", "realtime", "scale", "emulated")
+SEED = int(os.environ.get("SEED") or 1)
 # So many vTPMs do nothing beside one that is busy.
 IDLE_COUNTS = (0, 7, 50)
 # What the plot shows, in this order.
@@ -71,10 +75,11 @@ class Results:
         today = datetime.date.today().isoformat()
         panels = {title: {driver: self.samples["icount", *key][driver] for driver in DRIVERS}
                   for key, title in PANELS.items() if ("icount", *key) in self.samples}
-        with open(f"{TARGET}/latency.svg", "w", encoding="utf-8") as file:
-            file.write(plot.draw("How long a TPM command takes in a Xen guest",
-                                 f"{today}, Linux {kernel.release}, QEMU with emulated time (icount); make bench", panels))
-        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in ("icount", "realtime"))
+        if panels:
+            about = f"{today}, Linux {kernel.release}, QEMU with emulated time (icount); make bench"
+            with open(f"{TARGET}/latency.svg", "w", encoding="utf-8") as file:
+                file.write(plot.draw("How long a TPM command takes in a Xen guest", about, panels))
+        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in PARTS[:2] if any(row["mode"] == mode for row in self.rows))
         with open(f"{TARGET}/latency.md", "w", encoding="utf-8") as file:
             file.write(text + "\n")
         print(text)
@@ -90,7 +95,8 @@ def _null(bed, mode, rounds, results):
     for command in (bench.SHORTEST, bench.LONGEST):
         samples = trio.times(command, rounds)
         results.add(mode, "null", command.name, samples)
-        results.note(mode, f"null, {command.name}: bare exchange from user space, us", round(median(samples["floor-user"]), 1))
+        for name in ("floor-user", "rust-kernel"):
+            results.note(mode, f"null, {command.name}: {name}, us", round(median(samples[name]), 1))
     if mode == "icount":
         for driver, count in trio.instructions(bench.SHORTEST, rounds).items():
             results.note(mode, f"instructions of the guest for a command, {driver}", round(count))
@@ -118,7 +124,7 @@ def _scale(bed, results, seconds=5):
     """Guests at once, vTPMs that do nothing, and what a vTPM needs of dom0's memory."""
     vtpms = [bed.vtpm("2.0") for _ in range(scale.GUESTS)]
     idle = [Vtpm(scale.UUID % (scale.IDLE_DOMAINS + number), "2.0") for number in range(max(IDLE_COUNTS))]
-    bed.boot(vtpms + idle, dom0_memory=2048, memory=7168, icount=int(os.environ.get("SEED") or 1), **bench.files())
+    bed.boot(vtpms + idle, dom0_memory=2048, memory=7168, icount=SEED, **bench.files())
     note = functools.partial(results.note, "icount")
     note("daemon's memory without a vTPM, kB", scale.memory_kb(bed, "xen-vtpmd"))
     guests = [scale.start(bed, number, vtpm) for number, vtpm in enumerate(vtpms)]
@@ -162,35 +168,66 @@ def _sizes(kernel, results):
                                               ".text": int(sections[".text"])})
 
 
+class Run:
+    """What the parts have in common."""
+
+    def __init__(self, kernel, xen, report):
+        self.kernel, self.xen, self.report = kernel, xen, report
+        self.quick = os.environ.get("QUICK")
+        self.rounds = QUICK_ROUNDS if self.quick else ROUNDS
+        self.results = Results()
+
+    @contextlib.contextmanager
+    def _bed(self, name):
+        bed = Bed(self.report, self.kernel, self.xen, f"bench-{name}")
+        try:
+            yield bed
+        finally:
+            bed.stop()
+
+    def _latency(self, mode, machine):
+        with self._bed(mode) as bed:
+            vtpms = [bed.vtpm(version) for version in bench.SWTPM for _ in bench.DRIVERS]
+            bed.boot(vtpms, **bench.files(), **machine)
+            _null(bed, mode, self.rounds, self.results)
+            _swtpm(bed, vtpms, mode, self.rounds, self.results)
+
+    def icount(self):
+        """Commands, by emulated time."""
+        self._latency("icount", {"icount": SEED})
+
+    def realtime(self):
+        """Commands, by the host's time."""
+        self._latency("realtime", {})
+
+    def scale(self):
+        """Many guests, and idle ones."""
+        with self._bed("scale") as bed:
+            _scale(bed, self.results)
+
+    def emulated(self):
+        """QEMU's emulated TPMs, without Xen."""
+        with self._bed("emulated") as bed:
+            _emulated(bed, self.results)
+
+
 def run(kernels, xen, report):
-    """Boots once for each mode; returns the exit code."""
-    kernel, quick = booted(kernels)[0], os.environ.get("QUICK")
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    results = Results()
+    """All parts, or those of a quick run, or those named by SCENARIOS=; returns the exit code."""
+    run_of = Run(booted(kernels)[0], xen, report)
     with step("building what measures"):
-        build.build_module(kernel)
+        build.build_module(run_of.kernel)
         build.build_backend()
-        build.build_bench_modules(kernel)
-    for mode in ("icount", "realtime"):
-        bed = Bed(report, kernel, xen, f"bench-{mode}")
-        with step(f"measuring in {mode} mode, {rounds} samples a row"):
+        build.build_bench_modules(run_of.kernel)
+    _sizes(run_of.kernel, run_of.results)
+    named = os.environ.get("SCENARIOS")
+    for name in named.split(",") if named else PARTS[:2] if run_of.quick else PARTS:
+        if name not in PARTS:
+            raise StepError(f"no part '{name}': there are {', '.join(PARTS)}")
+        part = getattr(run_of, name)
+        with step(f"{name}: {part.__doc__}"):
             try:
-                vtpms = [bed.vtpm(version) for version in bench.SWTPM for _ in bench.DRIVERS]
-                machine = {"icount": int(os.environ.get("SEED") or 1)} if mode == "icount" else {}
-                bed.boot(vtpms, **bench.files(), **machine)
-                _null(bed, mode, rounds, results)
-                _swtpm(bed, vtpms, mode, rounds if mode == "realtime" else max(rounds // 2, 100), results)
-            finally:
-                bed.stop()
-    _sizes(kernel, results)
-    if not quick:
-        bed = Bed(report, kernel, xen, "bench-scale")
-        with step("measuring many guests, and idle ones"):
-            try:
-                _scale(bed, results)
-            finally:
-                bed.stop()
-        with step("measuring QEMU's emulated TPMs"):
-            _emulated(Bed(report, kernel, xen, "bench-emulated"), results)
-    results.write(kernel)
+                part()
+            except BedError as why:
+                raise StepError(f"{name}: {why}") from None
+    run_of.results.write(run_of.kernel)
     return 0
