@@ -77,8 +77,8 @@ def draw(title, subtitle, panels):
     for name, samples in panels.items():
         parts += _panel(scale, name, samples, top)
         top += 24 + LANE * len(samples) + GAP
-    parts.append(_text(LEFT + WIDTH / 2, top - 4, "µs of a command, as user space sees it (logarithmic); dashed: the "
-                       "bare exchange's median", 'class="small" text-anchor="middle"'))
+    parts.append(_text(LEFT + WIDTH / 2, top - 4, "µs of a command, of the drivers from user space, of the bare exchange "
+                       "within the kernel (dashed: its median)", 'class="small" text-anchor="middle"'))
     head = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{top + 12}">',
             f"<style>{STYLE}</style>", '<rect width="100%" height="100%" fill="white"/>',
             _text(20, 26, title, 'class="title" style="font-size:16px"'), _text(20, 46, subtitle, 'class="small"')]
