@@ -14,8 +14,10 @@ XEN_OPTIONS = "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info gues
 BOOT_LIMIT = 120
 
 # Emulated time is a count of instructions, 4 ns for each, whatever the host does meanwhile; it jumps to the next
-# timer when all processors are idle. Without TSC deadlines and x2APIC Xen takes timers that go by that time.
-ICOUNT = ["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off", "-cpu", "max,-rdtscp,-x2apic,-tsc-deadline",
+# timer when all processors are idle. Without TSC deadlines and x2APIC Xen takes timers that go by that time. Without fast
+# string instructions the kernel clears and copies by loops: of those instructions each byte would be counted as one.
+ICOUNT = ["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off",
+          "-cpu", "max,-rdtscp,-x2apic,-tsc-deadline,-erms,-fsrm,-fzrm,-fsrs,-fsrc",
           "-rtc", "base=2026-01-01T00:00:00,clock=vm"]
 # Without eager FPU switching and with rdtscp, emulation corrupts registers.
 REALTIME = ["-accel", "tcg,thread=multi", "-cpu", "max,-rdtscp"]
