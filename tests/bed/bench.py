@@ -104,12 +104,16 @@ class Trio:
 
     def __init__(self, bed, name, vtpms):
         """`vtpms` are in the order of DRIVERS, once or more."""
-        self.guest = Guest(bed.machine, name, vtpms, options="bed.tpms=" + ",".join(vtpm.version for vtpm in vtpms))
+        self.guest = Guest(bed.machine, name, [], options="bed.tpms=" + ",".join(vtpm.version for vtpm in vtpms))
+        self.vtpms = vtpms
         self.devices = {}
 
     def start(self):
-        """Starts the guest, and binds each driver to a vTPM of its own."""
+        """Starts the guest, with the modules loaded. It gets its vTPMs one after the other: so many TPMs that start at
+        once take longer than libxl waits."""
         self.guest.start()
+        for vtpm in self.vtpms:
+            self.guest.machine.must(f"xl vtpm-attach {self.guest.name} uuid={vtpm.uuid} backend={vtpm.backend}", 60)
         self.guest.must(LOAD)
 
     def bind(self, first=0):

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import shutil
+import sys
 from statistics import median, quantiles
 
 from bed import bench, scale
@@ -219,7 +220,7 @@ def run(kernels, xen, report):
         build.build_backend()
         build.build_bench_modules(run_of.kernel)
     _sizes(run_of.kernel, run_of.results)
-    named = os.environ.get("SCENARIOS")
+    named, code = os.environ.get("SCENARIOS"), 0
     for name in named.split(",") if named else PARTS[:2] if run_of.quick else PARTS:
         if name not in PARTS:
             raise StepError(f"no part '{name}': there are {', '.join(PARTS)}")
@@ -228,6 +229,8 @@ def run(kernels, xen, report):
             try:
                 part()
             except BedError as why:
-                raise StepError(f"{name}: {why}") from None
+                print(f"error: {name}: {why}", file=sys.stderr)
+                code = 1
+    # What was measured until then is kept.
     run_of.results.write(run_of.kernel)
-    return 0
+    return code
