@@ -200,7 +200,7 @@ def selected(word):
     chosen = {name: module for name, module in found.items()
               if word in set(module.SETS) - {"debug"} or name in word.split(",")}
     for name, module in found.items():
-        if word in ("debug", "deep") and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
+        if word == "debug" and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
             chosen[name + ON_DEBUG] = module
     if not chosen:
         raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME{ON_DEBUG}")
