@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 """Builds a kernel for guests that looks for mistakes and can make calls fail: debug.config has what is in it."""
 
-import dataclasses
 import fcntl
 import hashlib
 import os
 import shutil
 
-from harness import own_kernel, prepare
+from harness import own_kernel
 from harness.steps import must, output, step
 
 FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "debug.config")
@@ -20,11 +19,8 @@ VARIABLES = "override CC := clang\n"
 UNCHECKED = "KASAN_SANITIZE_enlighten_pvh.o=n"
 
 
-@dataclasses.dataclass
-class DebugKernel:
-    """The debug kernel of a stock kernel's version: its places, by the same names as a stock kernel's."""
-
-    stock: prepare.Kernel
+class DebugKernel(own_kernel.OwnKernel):
+    """The debug kernel of a stock kernel's version."""
 
     @property
     def folder(self):
@@ -43,16 +39,6 @@ class DebugKernel:
     def series(self):
         """Its name in the report."""
         return "debug"
-
-    @property
-    def source(self):
-        """The wanted part of linux-source."""
-        return f"{self.folder}/source"
-
-    @property
-    def build(self):
-        """The O= tree: the KDIR of module builds."""
-        return f"{self.folder}/build"
 
     @property
     def modules(self):

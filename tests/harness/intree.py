@@ -3,14 +3,13 @@
 as a module. Objects stay in the cache, so that only what changed is built anew; the results are the clone's."""
 
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import os
 import re
 import shutil
 
-from harness import own_kernel, prepare
+from harness import own_kernel
 from harness.steps import BUILD, LOGS, TOP, StepError, must, step
 from harness.suite_host import sources
 
@@ -34,11 +33,8 @@ EARLY_LINE = "obj-y += bed-early/\n"
 _built = []
 
 
-@dataclasses.dataclass
-class InTree:
-    """The kernel with the driver in it: its places, by the same names as a stock kernel's."""
-
-    stock: prepare.Kernel
+class InTree(own_kernel.OwnKernel):
+    """The kernel with the driver in it."""
 
     # Its name in the report.
     series = "intree"
@@ -49,16 +45,6 @@ class InTree:
     def folder(self):
         """Where its source and its objects are in the cache."""
         return f"{self.stock.folder}-intree-{RECIPE}"
-
-    @property
-    def source(self):
-        """linux-source with the driver in it."""
-        return f"{self.folder}/source"
-
-    @property
-    def build(self):
-        """The O= tree."""
-        return f"{self.folder}/build"
 
     @property
     def release(self):

@@ -2,6 +2,7 @@
 """What the kernels of our own have in common: linux-source with the parts that a guest of the bed needs, configured by
 tinyconfig and a fragment."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -15,6 +16,24 @@ SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
     |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
     |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
 BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
+
+
+@dataclasses.dataclass
+class OwnKernel:
+    """A kernel of a stock kernel's version: its places, by the same names as that one's. The class that is made of
+    this has the `folder`."""
+
+    stock: prepare.Kernel
+
+    @property
+    def source(self):
+        """The wanted part of linux-source, and what was put into it."""
+        return f"{self.folder}/source"
+
+    @property
+    def build(self):
+        """The O= tree: the KDIR of module builds."""
+        return f"{self.folder}/build"
 
 
 def wanted(name):
