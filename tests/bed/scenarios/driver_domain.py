@@ -11,7 +11,7 @@ from bed.qemu import BedError
 from harness.report import Failure
 from harness.suite_bed import tpm_state
 
-SETS = ("test",)
+SETS = ("deep",)
 
 START = """
 modprobe -a xen-evtchn xen-gntdev

@@ -14,7 +14,7 @@ from harness.disk import dom0_disk
 from harness.report import Failure
 from harness.steps import TOP
 
-SETS = ("test",)
+SETS = ("deep",)
 
 UNIT = "xen-vtpmd.service"
 STATE = "/var/lib/xen-vtpmd"

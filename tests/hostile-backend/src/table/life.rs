@@ -55,7 +55,7 @@ pub(super) const LIFE: &[Behaviour] = &[
     Behaviour {
         kind: Restore,
         name: "restore-deaf",
-        expect: "self:EPIPE",
+        expect: "cancel:ECANCELED",
         wrong: "the backend of a restored guest stays in InitWait",
         deaf: true,
         ..HONEST
