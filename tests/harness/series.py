@@ -129,12 +129,12 @@ class Tree:
         self.git("commit", "-q", "-m", message)
 
     def patch(self, name):
-        """Formats what is Rust and commits it, with the message of series/NAME.txt."""
+        """Formats what is Rust and commits it, with the message of tests/series/NAME.txt."""
         for path in glob.glob(f"{TREE}/**/*.rs", recursive=True):
             if not path.endswith("rust/kernel/lib.rs"):
                 output("rustfmt", "--edition", "2021", "--config-path", f"{TREE}/.rustfmt.toml",
                        "--config", "skip_children=true", path)
-        self.commit(read(f"series/{name}.txt"))
+        self.commit(read(f"tests/series/{name}.txt"))
 
     def write(self, name, text):
         """Writes a new file."""
@@ -299,7 +299,7 @@ def make(kernel):
             tree.patch(patch.__name__)
         tree.git("format-patch", "-q", "--cover-letter", "-o", OUT, f"-{len(PATCHES)}")
         cover, = glob.glob(f"{OUT}/0000-*.patch")
-        subject, _, body = read("series/cover.txt").partition("\n\n")
+        subject, _, body = read("tests/series/cover.txt").partition("\n\n")
         with open(cover, encoding="utf-8") as file:
             text = file.read()
         with open(cover, "w", encoding="utf-8") as file:
