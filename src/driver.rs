@@ -31,40 +31,41 @@ use kernel::{
     sync::Arc,
     time::{
         delay::fsleep,
-        Delta, //
+        Delta,
+        Instant,
+        Monotonic, //
     },
     workqueue, //
 };
 
 /// How long `probe()` waits for the backend. libxl gives backends 10 s to show up, too.
-const PROBE_WAIT_MS: u32 = 10_000;
+const PROBE_WAIT: Delta = Delta::from_millis(10_000);
 
 /// How long `unbind()` waits for the backend to let go of the page.
-const UNBIND_WAIT_MS: u32 = 1_000;
+const UNBIND_WAIT: Delta = Delta::from_millis(1_000);
 
 /// How long it waits for a backend to notice that its last frontend has gone.
-const STALE_WAIT_MS: u32 = 1_000;
+const STALE_WAIT: Delta = Delta::from_millis(1_000);
 
 /// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the very
 /// thread that takes xenstore's watches, so that a watch would not help them.
-const POLL_MS: u32 = 10;
+const POLL: Delta = Delta::from_millis(10);
 
-/// Waits until the backend's state makes `decide` say something, or until `left` milliseconds,
-/// which it counts down, are over.
+/// Waits until the backend's state makes `decide` say something, or until `limit` after `start`.
 fn await_backend(
     dev: &bus::Device<Core<'_>>,
-    left: &mut u32,
+    start: Instant<Monotonic>,
+    limit: Delta,
     decide: impl Fn(State) -> Option<bool>,
 ) -> bool {
     loop {
         if let Some(decision) = decide(dev.backend_state()) {
             return decision;
         }
-        if *left == 0 {
+        if start.elapsed() >= limit {
             return false;
         }
-        fsleep(Delta::from_millis(POLL_MS.into()));
-        *left = left.saturating_sub(POLL_MS);
+        fsleep(POLL);
     }
 }
 
@@ -80,18 +81,18 @@ pub(crate) struct Frontend {
 /// Connects to the backend and registers the TPM, if the backend is there in time. What it is too
 /// late for is done by [`backend_changed()`](bus::Driver::backend_changed).
 fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
-    let mut left = PROBE_WAIT_MS;
+    let start = Instant::now();
 
     // A backend that is connected has not noticed yet that its last frontend has gone. If that one
     // went without a word, as with a kernel that crashed and started this one, it never will.
     let parted = |state| (state != State::Connected).then_some(true);
-    if !await_backend(dev, &mut { STALE_WAIT_MS }, parted) {
+    if !await_backend(dev, start, STALE_WAIT, parted) {
         dev_warn!(dev, "the backend has an old connection: closing that\n");
         dev.switch_state(State::Closing);
-        await_backend(dev, &mut left, parted);
+        await_backend(dev, start, PROBE_WAIT, parted);
         dev.switch_state(State::Closed);
     }
-    let waits = await_backend(dev, &mut left, |state| match state {
+    let waits = await_backend(dev, start, PROBE_WAIT, |state| match state {
         State::Initialising | State::InitWait | State::Initialised => Some(true),
         State::Connected | State::Closing => None,
         State::Closed | State::Unknown => Some(false),
@@ -101,7 +102,7 @@ fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
     }
 
     let accepted = waits
-        && await_backend(dev, &mut left, |state| match state {
+        && await_backend(dev, start, PROBE_WAIT, |state| match state {
             State::Initialising | State::InitWait | State::Initialised => None,
             State::Connected => Some(true),
             State::Closing | State::Closed | State::Unknown => Some(false),
@@ -179,7 +180,7 @@ impl bus::Driver for Tpmfront {
         }
 
         // With the page unmapped, its grant need not be kept back from reuse.
-        await_backend(dev, &mut { UNBIND_WAIT_MS }, |state| match state {
+        await_backend(dev, Instant::now(), UNBIND_WAIT, |state| match state {
             State::Connected | State::Closing => None,
             _ => Some(true),
         });
