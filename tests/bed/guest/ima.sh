@@ -23,10 +23,10 @@ check_ima_replay() { python /bed/ima.py replay; }
 
 # A file system that ima_policy=tcb measures all of: it leaves out what is read from a tmpfs.
 measured() {
-	mountpoint -q /mnt && return
+	! grep -q ' /mnt ' /proc/mounts || return 0
 	mkdir -p /mnt
 	dd if=/dev/zero of=/tmp/disk bs=1M count=64 2>/dev/null
-	mke2fs -q -i 4096 /tmp/disk 2>/dev/null || mke2fs -i 4096 /tmp/disk
+	mke2fs -F -i 4096 /tmp/disk >/dev/null
 	mount -t ext2 -o loop /tmp/disk /mnt
 }
 
