@@ -143,6 +143,7 @@ def read_all(paths):
         while not done.is_set():
             tpm.random(16)
             commands[0] += 1
+        tpm.close()
 
     def reader(part):
         for path in part:
