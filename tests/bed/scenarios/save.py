@@ -81,12 +81,16 @@ def in_the_midst(bed, guest, function, *more):
         bed.machine.must("kill -CONT $(pidof swtpm)")
 
 
-def commands(bed, guest):
-    """What becomes of commands: none fails, but for one that runs when the guest is saved to be restored."""
+def goes_on_here(bed, guest):
+    """A save after which the guest goes on here does nothing to a command that runs."""
     going_on = {"checkpoint": checkpoint, "a save that fails": fails}
     for name, function in going_on.items():
         bed.record(f"save in the midst of a command: {name}", in_the_midst, bed, guest, left_as_it_was, function)
         bed.checks(guest, "saved_in_vain")
+
+
+def commands(bed, guest):
+    """What becomes of commands: none fails, but for one that runs when the guest is saved to be restored."""
     bed.checks(guest, "saved_work")
     bed.record("save under load: save_and_restore", save_and_restore, bed, guest)
     bed.checks(guest, "saved_without_a_failure")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest is to be saved while a process waits for its TPM for longer than the guest's freezer does."""
+"""A guest that goes on after a save: which failed, was a checkpoint, or was refused by a process that waits for its TPM."""
 
 from bed.scenarios import save
 from harness.report import Failure
@@ -19,7 +19,9 @@ def run(bed):
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm], dom0_memory=1792)
     with bed.guest("save", [vtpm], memory=400) as guest:
-        bed.checks(guest, "module_loads", "saved_work")
+        bed.checks(guest, "module_loads")
+        save.goes_on_here(bed, guest)
+        bed.checks(guest, "saved_work")
         bed.machine.must("kill -STOP $(pidof swtpm); sleep 1")
         bed.record("save while a process waits", save.left_as_it_was, bed, guest, refused)
         bed.machine.must("kill -CONT $(pidof swtpm)")
