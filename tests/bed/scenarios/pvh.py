@@ -15,4 +15,4 @@ def run(bed):
     pair = [bed.vtpm("2.0"), bed.vtpm("1.2")]
     bed.boot(pair)
     with bed.guest("pvh", pair, type="'pvh'", vcpus=2) as guest:
-        bed.checks(guest, "is_pvh", *guests.LOAD, *CHECKS)
+        bed.checks(guest, "is_pvh", *guests.LOAD, *CHECKS, limit=120)
