@@ -47,8 +47,8 @@ const UNBIND_WAIT: Delta = Delta::from_millis(1_000);
 /// How long it waits for a backend to notice that its last frontend has gone.
 const STALE_WAIT: Delta = Delta::from_millis(1_000);
 
-/// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the very
-/// thread that takes xenstore's watches, so that a watch would not help them.
+/// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the
+/// very thread that takes xenstore's watches, so that a watch would not help them.
 const POLL: Delta = Delta::from_millis(10);
 
 /// Waits until the backend's state makes `decide` say something, or until `limit` after `start`.

@@ -103,7 +103,8 @@ pub(crate) struct Control {
     counters: Counters,
     /// There is no time any more, but for last words.
     hurry: Atomic<bool>,
-    /// When the running command began, or the hurry, if that was later. Means nothing without hurry.
+    /// When the running command began, or the hurry, if that was later. Means nothing without
+    /// hurry.
     start: Atomic<Jiffies>,
 }
 

@@ -87,7 +87,8 @@ impl Identity {
             if self.refused.allows() {
                 dev_err!(
                     dev,
-                    "the backend has another TPM than before: refused. Bind the driver anew to use it\n"
+                    "the backend has another TPM than before: refused. \
+                     Bind the driver anew to use it\n"
                 );
             }
             return false;
@@ -96,7 +97,8 @@ impl Identity {
             if known.life != life && known.life != Life::Untold && self.restarted.allows() {
                 dev_warn!(
                     dev,
-                    "the TPM was started anew: its PCRs are reset, sessions and loaded keys are gone\n"
+                    "the TPM was started anew: its PCRs are reset, \
+                     sessions and loaded keys are gone\n"
                 );
             }
             known.life = life;

@@ -22,12 +22,14 @@ CHANGED = ("rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/he
            "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
            "MAINTAINERS")
 
+# What of the protocol is not Xen's, but any TPM's: the chip's abstraction needs it, and has it there.
+OF_ANY_TPM = ("banks", "life")
+
 # Out of tree these stand in for what the tree has, or will have.
 PLAIN = (
     (r"xen_sys::(?:rust_helper_)?", "bindings::"),
     (r"\bpub\(crate\) use module_xenbus_driver;\n", ""),
     (r"\bmacro_rules! module_xenbus_driver", "#[macro_export]\nmacro_rules! module_xenbus_driver"),
-    (r"::kernel::module_driver!", "$crate::module_driver!"),
     (r"(?<![:\w$])kernel::", "crate::"),
     (r"pub\(crate\) ", "pub "),
     (r"use super::packet::HEADER_SIZE;\n", ""),
@@ -66,6 +68,8 @@ def abstraction(name, rules):
 def driver(name):
     """A file of the driver as it is there: the abstractions are the kernel crate's."""
     def path(parts):
+        if parts[:2] == ("crate", "protocol") and parts[2] in OF_ANY_TPM:
+            return "kernel", "tpm", *parts[2:]
         return ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
 
     return rustuse.rewrite(without_tests(name), path)
@@ -215,6 +219,7 @@ def bindings(tree):
                 "#include <xen/interface/io/tpmif.h>\n#include <xen/page.h>\n#include <xen/platform_pci.h>\n"
                 "#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
                 "\n/*\n * The driver-core Rust code needs to know")
+    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
     xen, completion, rest = helpers()
     if rest:
         raise StepError(f"src/xen_sys/helpers.c has more than {__name__} knows: {', '.join(rest)}")
@@ -225,19 +230,21 @@ def bindings(tree):
 
 
 def xenbus(tree):
-    """2: the bus and the store."""
+    """2: the bus, its drivers' folders in debugfs, and the store."""
     tree.insert("drivers/xen/Kconfig", XEN_CONFIG, "endmenu\n")
     tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n", "\n#[doc(hidden)]\n"
                 "pub use bindings;\n")
-    tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "store"))
-    for name in ("bus", "store"):
+    names = ("bus", "debugfs", "store")
+    tree.write("rust/kernel/xen.rs", rooms("xen", *names))
+    for name in names:
         tree.abstraction(f"xen/{name}.rs", f"src/xen/{name}.rs")
 
 
 def ring(tree):
-    """3: the granted page and the event channel."""
-    tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "store", "event", "grant", "work"))
-    for name in ("event", "grant", "work"):
+    """3: the granted page and the event channel; the ends of works and of the system."""
+    names = ("event", "grant", "reboot", "work")
+    tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "debugfs", "store", *names))
+    for name in names:
         tree.abstraction(f"xen/{name}.rs", f"src/xen/{name}.rs")
 
 
@@ -249,9 +256,11 @@ def tpm(tree):
     tree.insert("drivers/char/tpm/Kconfig", TPM_CONFIG, "config TCG_XEN\n")
     tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
     tree.write("rust/kernel/tpm.rs", rooms("tpm", "attribute", "chip").replace(
-        "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n"))
+        "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n").replace(
+            "pub mod chip;\n", "pub mod chip;\npub mod life;\n"))
     for name in ("attribute", "chip"):
         tree.abstraction(f"tpm/{name}.rs", f"src/tpm/{name}.rs")
+    tree.abstraction("tpm/life.rs", "src/protocol/life.rs")
     banks = abstraction("src/protocol/banks.rs", ())
     tree.write("rust/kernel/tpm/banks.rs", re.sub(r"(?m)^pub fn", "pub(super) fn", banks))
 
@@ -259,10 +268,12 @@ def tpm(tree):
 def frontend(tree):
     """5: the driver."""
     names = [name for name in sources() if re.match(r"src/([^/]+|protocol/.*)\.rs$", name)]
-    left_out = {"src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs", "src/protocol/banks.rs"}
+    left_out = {"src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs",
+                *(f"src/protocol/{name}.rs" for name in OF_ANY_TPM)}
     tree.driver(name for name in names if name not in left_out)
     tree.write(f"{DRIVER}/xen_tpmfront.rs", root())
-    tree.write(f"{DRIVER}/protocol/mod.rs", read("src/protocol/mod.rs").replace("pub mod banks;\n", ""))
+    tree.write(f"{DRIVER}/protocol/mod.rs",
+               re.sub(rf"(?m)^pub mod ({'|'.join(OF_ANY_TPM)});\n", "", read("src/protocol/mod.rs")))
     tree.write(f"{DRIVER}/Makefile", "# SPDX-License-Identifier: GPL-2.0\n\n"
                "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o\n")
     config = read("Kconfig").replace("depends on TCG_TPM && XEN && RUST\n",
