@@ -229,19 +229,18 @@ impl Vtpm {
     /// carried out. Its answer may take long.
     pub(crate) fn compare(&self) {
         let mut link = self.link.lock();
-        let (Stage::Asked | Stage::Up, Some(version), Some(channel)) =
-            (self.stage(), self.identity.version(), &mut *link)
+        let (Stage::Asked | Stage::Up, Some(version)) = (self.stage(), self.identity.version())
         else {
             return;
         };
         let mut packet = [0; ANSWER];
 
         packet[..QUESTION].copy_from_slice(&version.question());
-        let life = match channel.exchange(&mut packet, QUESTION, self.locality(), 0) {
+        let life = match self.carry_out(&mut link, &mut packet, QUESTION, 0) {
             Ok(length) => version.life(packet.get(..length).unwrap_or_default()),
             // Whoever hung up sees to the rest.
             Err(Failure::NoBackend) => return,
-            Err(_) if channel.is_wedged() => return self.reconnect(&mut link),
+            Err(_) if self.stage() == Stage::Wedged => return,
             // Others will be told by their own commands that it does not work.
             Err(_) => Life::Untold,
         };
@@ -300,12 +299,23 @@ impl Vtpm {
         if let Some(failure) = self.stage().failure() {
             return Err(failure);
         }
-        let channel = (*link).as_mut().ok_or(Failure::NoBackend)?;
+        self.carry_out(&mut link, packet, length, duration)
+    }
+
+    /// Carries out a command on the channel that there is, and gives that up if it is wedged by it.
+    fn carry_out(
+        &self,
+        link: &mut Link,
+        packet: &mut [u8],
+        length: usize,
+        duration: Jiffies,
+    ) -> Result<usize, Failure> {
+        let channel = link.as_mut().ok_or(Failure::NoBackend)?;
 
         let result = channel.exchange(packet, length, self.locality(), duration);
         // Whoever hung up sees to the rest.
         if channel.is_wedged() && result != Err(Failure::NoBackend) {
-            self.reconnect(&mut link);
+            self.reconnect(link);
         }
         result
     }
