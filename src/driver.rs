@@ -73,7 +73,7 @@ fn await_backend(
 pub(crate) struct Frontend {
     tpm: Arc<Tpm>,
     vtpm: Arc<Vtpm>,
-    _notifier: Pin<KBox<Notifier<Arc<Vtpm>>>>,
+    _notifier: Pin<KBox<Notifier<Vtpm>>>,
     /// Not essential: without memory for it there is none.
     _folder: Option<Folder<Arc<Vtpm>>>,
 }

@@ -363,7 +363,7 @@ impl Operations for Vtpm {
     }
 }
 
-impl GoingDown for Arc<Vtpm> {
+impl GoingDown for Vtpm {
     fn going_down(&self) {
         self.hurry();
     }

@@ -9,6 +9,7 @@ use kernel::{
     bindings,
     error::to_result,
     prelude::*,
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -27,7 +28,7 @@ pub(crate) trait GoingDown: Send + Sync {
 pub(crate) struct Notifier<T: GoingDown> {
     #[pin]
     block: Opaque<bindings::notifier_block>,
-    target: T,
+    target: Arc<T>,
 }
 
 // SAFETY: The block is only used by the chain, which has a lock.
@@ -38,7 +39,7 @@ unsafe impl<T: GoingDown> Sync for Notifier<T> {}
 
 impl<T: GoingDown> Notifier<T> {
     /// Tells `target` from now on.
-    pub(crate) fn new(target: T) -> impl PinInit<Self, Error> {
+    pub(crate) fn new(target: Arc<T>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             target,
             block <- Opaque::ffi_init(|slot: *mut bindings::notifier_block| {
