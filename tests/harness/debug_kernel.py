@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """Builds a kernel for guests that looks for mistakes and can make calls fail: debug.config has what is in it."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -45,11 +44,6 @@ class DebugKernel(own_kernel.OwnKernel):
         """Its modules, as they are installed."""
         return f"{self.folder}/boot/lib/modules/{self.release}"
 
-    @property
-    def vmlinux(self):
-        """Its image, uncompressed."""
-        return f"{self.folder}/vmlinux"
-
 
 def _build(kernel):
     """A build that was broken off goes on where it was."""
@@ -64,19 +58,13 @@ def _build(kernel):
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         must(make + ["modules_install", f"INSTALL_MOD_PATH={kernel.folder}/boot"], log,
              "cannot install the debug kernel's modules")
-        # The last step, so that its result stands for all of them.
-        must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], log,
-             "cannot strip the debug kernel")
-        os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)
+        own_kernel.strip(kernel, log)
 
 
 def debug_kernel(stock):
     """The debug kernel of a stock kernel's version, which is built where the cache has none."""
     kernel = DebugKernel(stock)
-    os.makedirs(kernel.folder, exist_ok=True)
-    with open(f"{kernel.folder}/lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with own_kernel.locked(kernel):
         if not os.path.exists(kernel.vmlinux):
             _build(kernel)
-    os.utime(kernel.folder)
     return kernel

@@ -3,7 +3,6 @@
 as a module. Objects stay in the cache, so that only what changed is built anew; the results are the clone's."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -83,9 +82,7 @@ def files_in_tree(kernel):
 def tree(stock, files=files_in_tree):
     """The tree, for one clone at a time, with these files in it, and the one for tests."""
     kernel = InTree(stock)
-    os.makedirs(kernel.folder, exist_ok=True)
-    with open(f"{kernel.folder}/lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with own_kernel.locked(kernel):
         own_kernel.unpack(stock, kernel.folder)
         wanted = files(kernel)
         parent, early = os.path.dirname(EARLY_PLACE), f"{TOP}/tests/bed/early"
@@ -94,7 +91,6 @@ def tree(stock, files=files_in_tree):
         put(kernel, wanted)
         os.makedirs(kernel.build, exist_ok=True)
         yield kernel
-    os.utime(kernel.folder)
 
 
 def content(path):
@@ -168,10 +164,7 @@ def build_kernel(stock, log="intree.log"):
         make(kernel, log)
         must(kernel.kbuild + ["modules_install", f"INSTALL_MOD_PATH={BUILD}/intree/boot"], "intree-install.log",
              "cannot install what the kernel with the driver in it has of modules")
-        # The last step, so that its result stands for all of them.
-        must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], "intree-install.log",
-             "cannot strip the kernel with the driver in it")
-        os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)
+        own_kernel.strip(kernel, "intree-install.log")
     _built.append(kernel)
     return kernel
 

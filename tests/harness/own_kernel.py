@@ -2,7 +2,9 @@
 """What the kernels of our own have in common: linux-source with the parts that a guest of the bed needs, configured by
 tinyconfig and a fragment."""
 
+import contextlib
 import dataclasses
+import fcntl
 import os
 import re
 import shutil
@@ -19,21 +21,20 @@ BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
 
 
 @dataclasses.dataclass
-class OwnKernel:
-    """A kernel of a stock kernel's version: its places, by the same names as that one's. The class that is made of
-    this has the `folder`."""
+class OwnKernel(prepare.Places):
+    """A kernel of a stock kernel's version: its places have the same names as that one's."""
 
     stock: prepare.Kernel
 
-    @property
-    def source(self):
-        """The wanted part of linux-source, and what was put into it."""
-        return f"{self.folder}/source"
 
-    @property
-    def build(self):
-        """The O= tree: the KDIR of module builds."""
-        return f"{self.folder}/build"
+@contextlib.contextmanager
+def locked(kernel):
+    """The kernel's folder in the cache, for one clone at a time."""
+    os.makedirs(kernel.folder, exist_ok=True)
+    with open(f"{kernel.folder}/lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    os.utime(kernel.folder)
 
 
 def wanted(name):
@@ -82,3 +83,10 @@ def configure(kernel, make, fragment, log):
     must(make + ["olddefconfig"], log, f"cannot configure a kernel for {name}")
     if missing := lacking(config, fragment):
         raise StepError(f"a kernel's configuration does not come out as {name} wants it: {missing}")
+
+
+def strip(kernel, log):
+    """The image without what debuggers want. This is a build's last step, so that its result stands for all of them."""
+    must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], log,
+         f"cannot strip {kernel.build}/vmlinux")
+    os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)

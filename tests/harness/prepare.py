@@ -31,8 +31,27 @@ KEEP = re.compile(r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|ker
     |[^/]+$|(arch|tools)/[^/]+$""", re.VERBOSE)
 
 
+class Places:
+    """Where a kernel's files are in the cache. The class that is made of this has the `folder`."""
+
+    @property
+    def source(self):
+        """The wanted part of linux-source."""
+        return f"{self.folder}/source"
+
+    @property
+    def build(self):
+        """The O= tree: the KDIR of module builds."""
+        return f"{self.folder}/build"
+
+    @property
+    def vmlinux(self):
+        """The image, uncompressed."""
+        return f"{self.folder}/vmlinux"
+
+
 @dataclasses.dataclass
-class Kernel:
+class Kernel(Places):
     """A stock kernel: its packages' version, and where its prepared files are."""
 
     release: str
@@ -47,16 +66,6 @@ class Kernel:
         return f"{CACHE}/kernel-{self.version.replace('~', '_')}-rustc{rustc}-{RECIPE}"
 
     @property
-    def source(self):
-        """The part of linux-source that builds need."""
-        return f"{self.folder}/source"
-
-    @property
-    def build(self):
-        """The prepared O= tree: the KDIR of module builds."""
-        return f"{self.folder}/build"
-
-    @property
     def modules(self):
         """The stock modules, for the bed."""
         return f"{self.folder}/boot/usr/lib/modules/{self.release}"
@@ -65,11 +74,6 @@ class Kernel:
     def vmlinuz(self):
         """The stock kernel's image, as a boot loader wants it."""
         return f"{self.modules}/vmlinuz"
-
-    @property
-    def vmlinux(self):
-        """The stock kernel's image, uncompressed."""
-        return f"{self.folder}/vmlinux"
 
 
 def versions(package):

@@ -213,25 +213,21 @@ def booted(kernels):
     return [kernel for kernel in kernels if kernel.bootable]
 
 
-def prepare_debug(report, kernel):
-    """The debug kernel, and what is built for it; None where that fails."""
-    try:
-        debug = debug_kernel.debug_kernel(kernel)
-        with step("building the module for the debug kernel"):
-            build.build_module(debug)
-            build.build_inject(debug)
-        return debug
-    except StepError as why:
-        report.add("bed", "debug kernel and its modules", "fail", 0, str(why))
-        return None
+def prepare_debug(kernel):
+    """The debug kernel, and what is built for it."""
+    debug = debug_kernel.debug_kernel(kernel)
+    with step("building the module for the debug kernel"):
+        build.build_module(debug)
+        build.build_inject(debug)
+    return debug
 
 
-def prepare_in_tree(report, kernel):
-    """The kernel with the driver in it; None where that fails."""
+def prepared(report, what, function, kernel):
+    """A kernel of our own; None where it cannot be built."""
     try:
-        return intree.build_once(kernel)
+        return function(kernel)
     except StepError as why:
-        report.add("bed", "kernel with the driver in it", "fail", 0, str(why))
+        report.add("bed", what, "fail", 0, str(why))
         return None
 
 
@@ -246,23 +242,19 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     except StepError as why:
         report.add("bed", "module and backend for the bed", "fail", 0, str(why))
         return
-    jobs, debug = [], None
+    jobs, debug, in_tree = [], None, None
     if any(name.endswith(ON_DEBUG) for name in scenarios):
-        debug = prepare_debug(report, first)
-    in_tree = None
+        debug = prepared(report, "debug kernel and its modules", prepare_debug, first)
     if any(getattr(module, "IN_TREE", False) for module in scenarios.values()):
-        in_tree = prepare_in_tree(report, first)
+        in_tree = prepared(report, "kernel with the driver in it", intree.build_once, first)
     for name, module in scenarios.items():
         # What a scenario needs beside that, while no other one runs.
         if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
             continue
-        if name.endswith(ON_DEBUG):
-            if debug:
-                jobs.append((module, Bed(report, first, xen, name, driver, debug)))
-            continue
-        if getattr(module, "IN_TREE", False):
-            if in_tree:
-                jobs.append((module, Bed(report, first, xen, name, driver, in_tree)))
+        if name.endswith(ON_DEBUG) or getattr(module, "IN_TREE", False):
+            own = debug if name.endswith(ON_DEBUG) else in_tree
+            if own:
+                jobs.append((module, Bed(report, first, xen, name, driver, own)))
             continue
         if not getattr(module, "OTHER_KERNELS", False):
             jobs.append((module, Bed(report, first, xen, name, driver)))
