@@ -7,6 +7,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::{kill_process, Pid, Signal};
 use xen_vtpmd::config::Config;
 use xen_vtpmd::machine::{end_strays, Claims, End, Error as MachineError, Machine};
 use xen_vtpmd::swtpm::Version;
@@ -94,12 +95,15 @@ fn a_running_command_is_waited_for_and_undone() {
     // The answer has to be a good one, or there would be nothing to undo.
     swtpm.done(&create_primary());
     assert_eq!(objects(&mut swtpm), objects_before + 1);
+    // Held, so that the second daemon, too, dies while it waits, however fast the key is made.
+    let pid = Pid::from_raw(swtpm.id().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::Stop).unwrap();
     swtpm.submit(0, &create_primary()).unwrap();
     swtpm.forget();
-    // A daemon that dies while it waits, too.
     let mut second = bench.take_over().unwrap();
-    second.next_within(Duration::from_millis(50));
+    assert_eq!(second.next_within(Duration::from_millis(50)), None);
     second.forget();
+    kill_process(pid, Signal::Cont).unwrap();
 
     let mut swtpm = taken_over(&bench);
     assert!(swtpm.was_interrupted());
