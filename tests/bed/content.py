@@ -29,7 +29,7 @@ DISK_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic crc32c_intel".split()
 GUEST_PROGRAMS = """
 modprobe insmod rmmod lsmod modinfo depmod timeout
 tcsd tpm_version tpm_takeownership tpm_getpubek tpm_sealdata tpm_unsealdata tpm_clear
-tpm2 keyctl openssl sha1sum sha256sum setpriv python3 bash
+tpm2 keyctl openssl evmctl sha1sum sha256sum setpriv python3 bash
 """.split()
 
 GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc xen-evtchn".split()

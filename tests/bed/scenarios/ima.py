@@ -15,12 +15,12 @@ def run(bed, load="ima_load_500"):
     bed.boot([new, old, hvm])
     with bed.guest("ima20", [new], options=POLICY) as guest:
         bed.checks(guest, *FROM_THE_START)
-        bed.checks(guest, load, "ima_violation", "ima_custom_policy", limit=600)
+        bed.checks(guest, load, "ima_violation", "ima_custom_policy", "ima_evmctl", limit=600)
         # With its key, EVM forbids changes of files that it does not know.
         bed.checks(guest, *KEYS)
     with bed.guest("ima12", [old], options=POLICY) as guest:
         bed.checks(guest, *FROM_THE_START)
-        bed.checks(guest, load, "ima_violation", "ima_custom_policy", limit=600)
+        bed.checks(guest, load, "ima_violation", "ima_custom_policy", "ima_evmctl", limit=600)
     # Whatever is to be probed while the boot goes on, a TPM is not.
     with bed.guest("pvh", [hvm], options=f"{POLICY} driver_async_probe=*", type="'pvh'") as guest:
         bed.checks(guest, *FROM_THE_START)
