@@ -82,17 +82,22 @@ make_root() {
 	find "$cache" -maxdepth 1 -name 'root-*' ! -path "$root" -mtime +14 | while read -r old; do remove "$old"; done
 }
 
-mkdir -p "$cache" || die "cannot write to $cache"
-if [ -z "${COLD:-}" ] && [ -e "$root/usr/bin/python3" ]; then
+use_what_is_there() {
+	[ -z "${COLD:-}" ] && [ -e "$root/usr/bin/python3" ] || return 0
 	touch -c "$root"
 	exit 0
-fi
+}
+
+mkdir -p "$cache" || die "cannot write to $cache"
+use_what_is_there
 need apt-get apt-config dpkg-deb perl awk flock
 check_privileged
 need_disk "$cache" 8 "the first run (root, kernel sources, build trees)"
 need_disk "$top" 4 "the build"
 exec 9>"$cache/lock"
 flock -n 9 || { echo "    another run works in $cache: waiting for it"; flock 9; }
+# The run that was waited for may have made it, and may be at work in it.
+use_what_is_there
 step_start "making the Debian $suite root in $root (about 800 MB to download, 2 to 10 minutes)"
 fill_lists
 find_mirror
