@@ -88,64 +88,61 @@ impl Version {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
-
     use super::*;
-    use std::vec::Vec;
 
-    fn answer(tag: [u8; 2], code: u32, rest: &[u8]) -> Vec<u8> {
-        let mut answer = tag.to_vec();
+    /// What a version makes of an answer with this code and what follows it.
+    fn life(version: Version, tag: [u8; 2], code: u32, rest: &[u8]) -> Life {
+        let mut answer = [0; 64];
+        let length = 10 + rest.len();
 
-        answer.extend((10 + rest.len() as u32).to_be_bytes());
-        answer.extend(code.to_be_bytes());
-        answer.extend(rest);
-        answer
+        answer[..2].copy_from_slice(&tag);
+        answer[2..6].copy_from_slice(&(length as u32).to_be_bytes());
+        answer[6..10].copy_from_slice(&code.to_be_bytes());
+        answer[10..length].copy_from_slice(rest);
+        version.life(&answer[..length])
+    }
+
+    /// Bytes that all differ.
+    fn bytes<const N: usize>() -> [u8; N] {
+        core::array::from_fn(|i| i as u8)
     }
 
     #[test]
     fn time_goes_on_within_a_life() {
-        let mut rest: Vec<u8> = (0..25).collect();
-        let life = |rest: &[u8]| Version::V2_0.life(&answer(TAG_TPM20, 0, rest));
-        let before = life(&rest);
+        let mut rest: [u8; 25] = bytes();
+        let life_2 = |rest: &[u8]| life(Version::V2_0, TAG_TPM20, 0, rest);
+        let before = life_2(&rest);
 
         assert!(matches!(before, Life::Mark(_)));
         rest[15] += 1;
         rest[24] += 1;
-        assert_eq!(life(&rest), before);
+        assert_eq!(life_2(&rest), before);
         rest[19] += 1;
-        assert_ne!(life(&rest), before);
-        assert_eq!(life(&rest[..23]), Life::Untold);
+        assert_ne!(life_2(&rest), before);
+        assert_eq!(life_2(&rest[..23]), Life::Untold);
 
-        let mut rest: Vec<u8> = (0..32).collect();
-        let life = |rest: &[u8]| Version::V1_2.life(&answer(TAG_TPM12, 0, rest));
-        let before = life(&rest);
+        let mut rest: [u8; 32] = bytes();
+        let life_1 = |rest: &[u8]| life(Version::V1_2, TAG_TPM12, 0, rest);
+        let before = life_1(&rest);
 
         assert!(matches!(before, Life::Mark(_)));
         rest[11] += 1;
-        assert_eq!(life(&rest), before);
+        assert_eq!(life_1(&rest), before);
         rest[31] += 1;
-        assert_ne!(life(&rest), before);
-        assert_eq!(life(&rest[..31]), Life::Untold);
+        assert_ne!(life_1(&rest), before);
+        assert_eq!(life_1(&rest[..31]), Life::Untold);
     }
 
     #[test]
     fn versions_do_not_take_each_other_for_themselves() {
-        let bad_tag = answer(TAG_TPM12, 0x1e, &[]);
-
         for version in [Version::V1_2, Version::V2_0] {
-            assert_eq!(version.life(&bad_tag), Life::OtherVersion);
+            assert_eq!(life(version, TAG_TPM12, 0x1e, &[]), Life::OtherVersion);
             assert_eq!(version.life(&[]), Life::OtherVersion);
         }
+        assert_eq!(life(Version::V2_0, TAG_TPM20, 0x100, &[]), Life::Untold);
+        assert_eq!(life(Version::V1_2, TAG_TPM12, 0x0a, &[]), Life::Untold);
         assert_eq!(
-            Version::V2_0.life(&answer(TAG_TPM20, 0x100, &[])),
-            Life::Untold
-        );
-        assert_eq!(
-            Version::V1_2.life(&answer(TAG_TPM12, 0x0a, &[])),
-            Life::Untold
-        );
-        assert_eq!(
-            Version::V1_2.life(&answer(TAG_TPM20, 0, &[0; 32])),
+            life(Version::V1_2, TAG_TPM20, 0, &[0; 32]),
             Life::OtherVersion
         );
     }
