@@ -142,7 +142,7 @@ impl bus::Driver for Tpmfront {
             connect(dev, &vtpm, &tpm)?;
             Ok(Frontend {
                 _notifier: KBox::pin_init(Notifier::new(vtpm.clone()), GFP_KERNEL)?,
-                _folder: folder(dev, vtpm.clone(), debug_files).ok(),
+                _folder: folder::<Self, _, _>(dev, vtpm.clone(), debug_files).ok(),
                 tpm,
                 vtpm,
             })

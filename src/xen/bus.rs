@@ -114,6 +114,8 @@ impl<T: Driver> Adapter<T> {
         }; 2];
         let mut i = 0;
 
+        // The last byte ends it.
+        assert!(name.len() < ids[0].devicetype.len());
         while i < name.len() {
             ids[0].devicetype[i] = name[i];
             i += 1;
@@ -365,12 +367,27 @@ unsafe impl Sync for Device {}
 /// [`Driver`] as `type`.
 macro_rules! module_xenbus_driver {
     (type: $type:ty, $($f:tt)*) => {
+        mod folder {
+            use ::kernel::prelude::*;
+
+            ::kernel::sync::global_lock! {
+                // SAFETY: `DriverModule::init()` initialises it, before there is a device.
+                pub(super) unsafe(uninit) static DIR: Mutex<Option<::kernel::debugfs::Dir>> = None;
+            }
+        }
+
+        impl $crate::xen::debugfs::HasFolder for $type {
+            fn dir() -> Option<::kernel::debugfs::Dir> {
+                folder::DIR.lock().clone()
+            }
+        }
+
         #[::kernel::prelude::pin_data]
         struct DriverModule {
             #[pin]
             _driver: ::kernel::driver::Registration<$crate::xen::bus::Adapter<$type>>,
             // Goes after the driver has let go of its devices.
-            _folder: $crate::xen::debugfs::Root,
+            _folder: $crate::xen::debugfs::Root<folder::DIR>,
         }
 
         impl ::kernel::InPlaceModule for DriverModule {
@@ -381,6 +398,7 @@ macro_rules! module_xenbus_driver {
                     // SAFETY: A module is initialised once, and the driver is registered below.
                     _folder: unsafe {
                         $crate::xen::debugfs::Root::new(
+                            &folder::DIR,
                             <$type as $crate::xen::bus::Driver>::FOLDER,
                         )
                     },
