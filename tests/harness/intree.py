@@ -3,6 +3,8 @@
 as a module. Objects stay in the cache, so that only what changed is built anew; the results are the clone's."""
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import os
 import re
@@ -28,17 +30,23 @@ KCONFIG_END = "endif # TCG_TPM\n"
 EARLY_PLACE = "drivers/char/tpm/bed-early"
 EARLY_LINE = "obj-y += bed-early/\n"
 
-# What this run has built.
-_built = []
 
-
+@dataclasses.dataclass
 class InTree(own_kernel.OwnKernel):
-    """The kernel with the driver in it."""
+    """The kernel with the driver in it, as the project has it or as the series has it."""
 
-    # Its name in the report.
-    series = "intree"
-    # Its image, uncompressed.
-    vmlinux = f"{BUILD}/intree/vmlinux"
+    # Where a clone has what was made of it; also its name in the report.
+    series: str = "intree"
+
+    @property
+    def result(self):
+        """Where its image and modules are."""
+        return f"{BUILD}/{self.series}"
+
+    @property
+    def vmlinux(self):
+        """Its image, uncompressed: the clone's."""
+        return f"{self.result}/vmlinux"
 
     @property
     def folder(self):
@@ -53,7 +61,7 @@ class InTree(own_kernel.OwnKernel):
     @property
     def modules(self):
         """Its modules, as they are installed: there are none, but modprobe wants to know what is built in."""
-        parent = f"{BUILD}/intree/boot/lib/modules"
+        parent = f"{self.result}/boot/lib/modules"
         return f"{parent}/{os.listdir(parent)[0]}"
 
     def kconfigs(self):
@@ -79,9 +87,9 @@ def files_in_tree(kernel):
 
 
 @contextlib.contextmanager
-def tree(stock, files=files_in_tree):
+def tree(stock, files=files_in_tree, series="intree"):
     """The tree, for one clone at a time, with these files in it, and the one for tests."""
-    kernel = InTree(stock)
+    kernel = InTree(stock, series)
     with own_kernel.locked(kernel):
         own_kernel.unpack(stock, kernel.folder)
         wanted = files(kernel)
@@ -155,29 +163,28 @@ def make_module(kernel, log):
     return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 
 
+def install(kernel, log):
+    """What a guest needs of it."""
+    shutil.rmtree(f"{kernel.result}/boot", ignore_errors=True)
+    must(kernel.kbuild + ["modules_install", f"INSTALL_MOD_PATH={kernel.result}/boot"], log,
+         f"cannot install what the kernel {kernel.series} has of modules")
+    own_kernel.strip(kernel, log)
+
+
+@functools.cache
 def build_kernel(stock, log="intree.log"):
-    """The kernel with the driver built in, for guests; what took long is in the cache."""
-    shutil.rmtree(f"{BUILD}/intree", ignore_errors=True)
-    os.makedirs(f"{BUILD}/intree")
+    """The kernel with the driver built in, for guests; what took long is in the cache. A run builds it once."""
     with step("building a kernel with the driver in it (the first time 15 minutes of processor time)"), \
             tree(stock) as kernel:
         make(kernel, log)
-        must(kernel.kbuild + ["modules_install", f"INSTALL_MOD_PATH={BUILD}/intree/boot"], "intree-install.log",
-             "cannot install what the kernel with the driver in it has of modules")
-        own_kernel.strip(kernel, "intree-install.log")
-    _built.append(kernel)
+        install(kernel, "intree-install.log")
     return kernel
-
-
-def build_once(stock):
-    """The same, unless this run has built it already."""
-    return _built[0] if _built else build_kernel(stock)
 
 
 def build_module(stock, log="intree-module.log"):
     """The driver as a module of the same tree; returns its path."""
-    path = f"{BUILD}/intree/xen-tpmfront.ko"
     with step("building the driver as a module of that kernel"), tree(stock) as kernel:
+        path = f"{kernel.result}/xen-tpmfront.ko"
         shutil.copyfile(make_module(kernel, log), path)
     return path
 

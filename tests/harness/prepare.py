@@ -50,7 +50,7 @@ class Places:
         return f"{self.folder}/vmlinux"
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Kernel(Places):
     """A stock kernel: its packages' version, and where its prepared files are."""
 

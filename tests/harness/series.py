@@ -2,13 +2,13 @@
 """make series: the project's source as patches to a kernel tree, in that tree's own style. The abstractions go to
 rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written twice."""
 
+import functools
 import glob
 import os
 import re
 import shutil
 
-from harness import rustuse
-from harness.intree import content
+from harness import intree, rustuse
 from harness.steps import BUILD, TOP, StepError, must, output, step
 from harness.suite_host import read, sources
 
@@ -46,13 +46,14 @@ def compat(kernel):
     return tuple((rf"xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new)
 
 
-def without_tests(name):
-    """A source file without what Cargo alone runs."""
-    return re.sub(r"\n#\[cfg\(test\)\]\nmod \w+ \{\n.*?^\}\n", "", read(name), flags=re.MULTILINE | re.DOTALL)
+def with_kunit(name, suite):
+    """A source file whose unit tests are KUnit's, in a suite of this name, rather than Cargo's."""
+    suite += "_" + os.path.splitext(os.path.basename(name))[0]
+    return read(name).replace("#[cfg(test)]\nmod tests {", f"#[::kernel::macros::kunit_tests({suite})]\nmod tests {{")
 
 
-def abstraction(name, rules):
-    """A file of src/xen or src/tpm as the kernel crate has it."""
+def abstraction(name, room, rules):
+    """A file of a room, src/xen or src/tpm, as the kernel crate has it."""
     def path(parts):
         if parts[0] == "kernel":
             parts = ("crate", *parts[1:])
@@ -62,7 +63,7 @@ def abstraction(name, rules):
             return "super", *parts[2:]
         return parts
 
-    return substituted(rustuse.rewrite(without_tests(name), path), rules + PLAIN)
+    return substituted(rustuse.rewrite(with_kunit(name, f"rust_kernel_{room}"), path), rules + PLAIN)
 
 
 def driver(name):
@@ -72,7 +73,7 @@ def driver(name):
             return "kernel", "tpm", *parts[2:]
         return ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
 
-    return rustuse.rewrite(without_tests(name), path)
+    return rustuse.rewrite(with_kunit(name, "xen_tpmfront"), path)
 
 
 def substituted(text, rules):
@@ -159,9 +160,9 @@ class Tree:
         with open(f"{TREE}/{name}", "a", encoding="utf-8") as file:
             file.write(text)
 
-    def abstraction(self, name, source):
-        """A file of the kernel crate's."""
-        self.write(f"rust/kernel/{name}", abstraction(source, self._rules))
+    def abstraction(self, room, source):
+        """A file of the kernel crate's, in one of its rooms."""
+        self.write(f"rust/kernel/{room}/{os.path.basename(source)}", abstraction(source, room, self._rules))
 
     def driver(self, names):
         """Puts the driver's files there."""
@@ -237,7 +238,7 @@ def xenbus(tree):
     names = ("bus", "debugfs", "store")
     tree.write("rust/kernel/xen.rs", rooms("xen", *names))
     for name in names:
-        tree.abstraction(f"xen/{name}.rs", f"src/xen/{name}.rs")
+        tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
 def ring(tree):
@@ -245,7 +246,7 @@ def ring(tree):
     names = ("event", "grant", "reboot", "work")
     tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "debugfs", "store", *names))
     for name in names:
-        tree.abstraction(f"xen/{name}.rs", f"src/xen/{name}.rs")
+        tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
 def tpm(tree):
@@ -259,9 +260,9 @@ def tpm(tree):
         "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n").replace(
             "pub mod chip;\n", "pub mod chip;\npub mod life;\n"))
     for name in ("attribute", "chip"):
-        tree.abstraction(f"tpm/{name}.rs", f"src/tpm/{name}.rs")
-    tree.abstraction("tpm/life.rs", "src/protocol/life.rs")
-    banks = abstraction("src/protocol/banks.rs", ())
+        tree.abstraction("tpm", f"src/tpm/{name}.rs")
+    tree.abstraction("tpm", "src/protocol/life.rs")
+    banks = abstraction("src/protocol/banks.rs", "tpm", ())
     tree.write("rust/kernel/tpm/banks.rs", re.sub(r"(?m)^pub fn", "pub(super) fn", banks))
 
 
@@ -292,10 +293,35 @@ def papers(tree):
     tree.insert("MAINTAINERS", MAINTAINERS, "XZ EMBEDDED\n")
 
 
-def files(_kernel):
-    """What the tree's files are with the series, for intree.tree()."""
-    names = output("git", "-C", TREE, "ls-files").split()
-    return {name: content(f"{TREE}/{name}") for name in names if name != ".rustfmt.toml"}
+def commits():
+    """What git has of the patches, in their order."""
+    return output("git", "-C", TREE, "rev-list", "--reverse", "HEAD").split()[1:]
+
+
+def files(commit):
+    """What the tree's files are after this patch, for intree.tree()."""
+    names = output("git", "-C", TREE, "ls-tree", "-r", "--name-only", commit).split()
+    return {name: output("git", "-C", TREE, "show", f"{commit}:{name}") for name in names if name != ".rustfmt.toml"}
+
+
+def suites():
+    """The names of its suites of unit tests."""
+    return sorted(re.findall(r"kunit_tests\((\w+)\)", "".join(files("HEAD").values())))
+
+
+def tree(stock):
+    """The kernel tree with all of it."""
+    return intree.tree(stock, lambda _: files("HEAD"), "series")
+
+
+@functools.cache
+def build_kernel(stock, log="series-build.log"):
+    """The kernel with the series, the driver built in, for guests. A run builds it once."""
+    make(stock.source)
+    with step("building a kernel with the series"), tree(stock) as kernel:
+        intree.make(kernel, log)
+        intree.install(kernel, "series-install.log")
+    return kernel
 
 
 PATCHES = (bindings, xenbus, ring, tpm, frontend, papers)

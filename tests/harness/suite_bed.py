@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from bed import content
 from bed.guest import Guest, Vtpm
 from bed.qemu import BedError, Machine
-from harness import build, debug_kernel, intree, steps
+from harness import build, debug_kernel, intree, series, steps
 from harness.report import Failure
 from harness.steps import BUILD, StepError, must, step
 
@@ -222,6 +222,19 @@ def prepare_debug(kernel):
     return debug
 
 
+# What a kernel of our own is called, and what builds it. A scenario names its guests' kernel by KERNEL.
+OWN = {
+    "debug": ("debug kernel and its modules", prepare_debug),
+    "intree": ("kernel with the driver in it", intree.build_kernel),
+    "series": ("kernel with the series", series.build_kernel),
+}
+
+
+def own_kernel(name, module):
+    """Which of them a scenario's guests have; None if theirs is a stock kernel."""
+    return "debug" if name.endswith(ON_DEBUG) else getattr(module, "KERNEL", None)
+
+
 def prepared(report, what, function, kernel):
     """A kernel of our own; None where it cannot be built."""
     try:
@@ -242,19 +255,15 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     except StepError as why:
         report.add("bed", "module and backend for the bed", "fail", 0, str(why))
         return
-    jobs, debug, in_tree = [], None, None
-    if any(name.endswith(ON_DEBUG) for name in scenarios):
-        debug = prepared(report, "debug kernel and its modules", prepare_debug, first)
-    if any(getattr(module, "IN_TREE", False) for module in scenarios.values()):
-        in_tree = prepared(report, "kernel with the driver in it", intree.build_once, first)
+    wanted = {own_kernel(*scenario) for scenario in scenarios.items()} - {None}
+    jobs, own = [], {kind: prepared(report, *OWN[kind], first) for kind in sorted(wanted)}
     for name, module in scenarios.items():
         # What a scenario needs beside that, while no other one runs.
         if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
             continue
-        if name.endswith(ON_DEBUG) or getattr(module, "IN_TREE", False):
-            own = debug if name.endswith(ON_DEBUG) else in_tree
-            if own:
-                jobs.append((module, Bed(report, first, xen, name, driver, own)))
+        if kind := own_kernel(name, module):
+            if own[kind]:
+                jobs.append((module, Bed(report, first, xen, name, driver, own[kind])))
             continue
         if not getattr(module, "OTHER_KERNELS", False):
             jobs.append((module, Bed(report, first, xen, name, driver)))

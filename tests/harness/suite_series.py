@@ -8,12 +8,35 @@ import subprocess
 
 from harness import intree, series
 from harness.report import Failure
-from harness.steps import BUILD, output, step
+from harness.steps import BUILD, must, output, step
 from harness.suite_intree import without_warnings
 
 # Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may have to be changed, is
 # no mistake.
 LEFT_OUT = "MISSING_SIGN_OFF,FILE_PATH_CHANGES"
+
+LISTS = {"linux-integrity@vger.kernel.org", "xen-devel@lists.xenproject.org", "rust-for-linux@vger.kernel.org"}
+
+READ_ABI = """
+import logging, sys
+sys.path.insert(0, sys.argv[1])
+from abi.abi_parser import AbiParser
+logging.basicConfig()
+parser = AbiParser(sys.argv[2])
+parser.parse_abi()
+parser.check_issues()
+print(*(found[0] for found in parser.doc()))
+"""
+
+# What is to come has no user before the driver is there.
+STAND_IN = """\
+config TCG_XEN_RUST
+	bool "What the driver will want"
+	depends on TCG_TPM=y && XEN && RUST
+	select RUST_TPM_ABSTRACTIONS
+	select RUST_XENBUS_ABSTRACTIONS
+
+"""
 
 
 def written(source):
@@ -52,21 +75,70 @@ def applies(source):
         raise Failure(done.stdout[-3000:])
 
 
-def builds(stock):
-    """The kernel with all of it, the driver built in and as a module."""
-    log = "series-build.log"
-    with step("building a kernel with the series"), intree.tree(stock, series.files) as kernel:
+def posted(source):
+    """The tree's own scripts send each patch to the lists that have to see it."""
+    for patch in sorted(glob.glob(f"{series.OUT}/000[1-9]-*.patch")):
+        done = subprocess.run(["perl", f"{source}/scripts/get_maintainer.pl", "--no-tree", "--nogit",
+                               "--nogit-fallback", "--no-m", "--no-r", "--no-rolestats", patch],
+                              cwd=series.TREE, capture_output=True, text=True, check=False)
+        if missing := LISTS - set(done.stdout.split()):
+            raise Failure(f"{os.path.basename(patch)} is not sent to {', '.join(missing)}: {done.stdout}{done.stderr}")
+
+
+def documents(source):
+    """The kernel's own reader of Documentation/ABI takes ours, as `make htmldocs` does. There is no other document."""
+    done = subprocess.run(["python3", "-c", READ_ABI, f"{source}/tools/lib/python", f"{series.TREE}/Documentation/ABI"],
+                          capture_output=True, text=True, check=False)
+    if done.returncode or done.stderr:
+        raise Failure(done.stdout + done.stderr)
+    if "tpmN" not in done.stdout:
+        raise Failure(f"it finds no attribute: {done.stdout}")
+
+
+def until_then(files):
+    """The tree's files after a patch before the driver's, with an option that wants what the driver will."""
+    config = f"{os.path.dirname(series.DRIVER)}/Kconfig"
+    if series.DRIVER in files[config]:
+        return files
+    return files | {config: files[config].replace("endif # TCG_TPM\n", f"{STAND_IN}endif # TCG_TPM\n")}
+
+
+def builds(stock, commit, log):
+    """The kernel after one of the patches."""
+    with intree.tree(stock, lambda _: until_then(series.files(commit))) as kernel:
         intree.make(kernel, log)
-        without_warnings(log)
-        if "xen_tpmfront" not in output("nm", f"{kernel.build}/vmlinux"):
-            raise Failure("the driver is not in it")
+    without_warnings(log)
+
+
+def builds_whole(stock):
+    """The kernel with all of it, the driver built in and as a module."""
+    kernel = series.build_kernel(stock)
+    without_warnings("series-build.log")
+    if "xen_tpmfront" not in output("nm", kernel.vmlinux):
+        raise Failure("the driver is not in it")
+    log = "series-module.log"
+    with step("building the driver as a module of that kernel"), series.tree(stock) as kernel:
         intree.make_module(kernel, log)
-        without_warnings(log)
+    without_warnings(log)
+
+
+def lints(stock):
+    """Clippy and rustdoc, of the kernel crate and of the driver, by the kernel's own rules for them."""
+    with step("clippy and rustdoc on a kernel with the series"), series.tree(stock) as kernel:
+        must(kernel.kbuild + ["-j2", "CLIPPY=1", "prepare", f"{series.DRIVER}/"], "series-clippy.log",
+             "clippy refuses the series")
+        must(kernel.kbuild + ["-j2", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")
+    without_warnings("series-clippy.log")
+    without_warnings("series-rustdoc.log")
 
 
 def run_build(report, stock):
     """What takes long; for the series that `run()` has written."""
-    report.check("series", f"{stock.series} builds with it, without a warning", builds, stock)
+    for number, commit in enumerate(series.commits(), 1):
+        report.check("series", f"{stock.series} builds after patch {number}, without a warning",
+                     builds, stock, commit, f"series-build-{number}.log")
+    report.check("series", f"{stock.series} builds with it built in and as a module", builds_whole, stock)
+    report.check("series", f"{stock.series}: clippy and rustdoc have nothing to say", lints, stock)
 
 
 def run(report, source):
@@ -74,3 +146,5 @@ def run(report, source):
     if report.check("series", "is written", written, source):
         report.check("series", "checkpatch --strict finds nothing", checkpatch, source)
         report.check("series", "git am takes it", applies, source)
+        report.check("series", "get_maintainer.pl sends it to those concerned", posted, source)
+        report.check("series", "what htmldocs makes of Documentation/ABI takes it", documents, source)

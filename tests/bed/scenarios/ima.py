@@ -2,7 +2,7 @@
 """A kernel with the driver built in: IMA, keys and the random number generator have a TPM from the start."""
 
 SETS = ("deep", "intree")
-IN_TREE = True
+KERNEL = "intree"
 
 POLICY = "ima_policy=tcb"
 FROM_THE_START = ("module_loads", "ima_has_a_tpm", "ima_boot_aggregate", "ima_replay", "hwrng_at_boot")

@@ -6,7 +6,7 @@ from harness.report import Failure
 from bed.scenarios.ima import POLICY
 
 SETS = ("deep",)
-IN_TREE = True
+KERNEL = "intree"
 ALONE = True
 
 

@@ -4,7 +4,7 @@
 from bed.scenarios import ima
 
 SETS = ("deep",)
-IN_TREE = True
+KERNEL = "intree"
 
 
 def run(bed):

@@ -5,7 +5,7 @@ from bed.guest import Guest
 from bed.scenarios.ima import POLICY
 
 SETS = ("deep", "intree")
-IN_TREE = True
+KERNEL = "intree"
 
 # When the guest has offered its page, the backend, which was stopped before the guest ran, sleeps on for a while.
 CREATE = """set -e
