@@ -107,6 +107,12 @@ def content(path):
         return file.read()
 
 
+def write(path, text):
+    """Makes that a file's text."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def original(kernel, name):
     """The text of a file as linux-source has it."""
     kept = f"{kernel.folder}/original/{name}"
@@ -123,8 +129,7 @@ def put(kernel, files):
             os.makedirs(os.path.dirname(kept), exist_ok=True)
             shutil.copyfile(path, kept)
     # A run that is broken off behind this has changed no more than these.
-    with open(known, "w", encoding="utf-8") as file:
-        file.write("\n".join(before | set(files)))
+    write(known, "\n".join(before | set(files)))
     for name in before | set(files):
         path, kept = f"{kernel.source}/{name}", f"{kernel.folder}/original/{name}"
         text = files.get(name, content(kept) if os.path.exists(kept) else None)
@@ -133,8 +138,8 @@ def put(kernel, files):
                 os.unlink(path)
         elif not os.path.exists(path) or content(path) != text:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "w", encoding="utf-8") as file:
-                file.write(text)
+            write(path, text)
+    write(known, "\n".join(files))
 
 
 def configure(kernel):
