@@ -8,7 +8,7 @@ import time
 
 from bed import health, inventory
 from bed.scenarios import hotplug, save, survives, toolstack
-from bed.scenarios.survives import book, says, start_books
+from bed.scenarios.survives import book, progress, says, start_books
 from harness.report import Failure
 
 SETS = ("test", "compare")
@@ -69,22 +69,13 @@ def counts(guest):
     return [numbers.get(name, 0) for name in ("reopened", "resets")]
 
 
-def goes_on(guest, rounds):
-    """The load has gone on by two rounds."""
-    until = time.monotonic() + LIMIT
-    while book(guest)[1].get("rounds", 0) < rounds + 2:
-        if time.monotonic() > until:
-            raise Failure(f"no command was answered in {LIMIT} s: {book(guest)}")
-        time.sleep(0.2)
-
-
 def lives_through(bed, guest, event, chance):
     """One event: the load goes on, with the same device or another one, as it should be."""
     time.sleep(chance.uniform(0, 1.5))
     before = counts(guest)
     said = event(bed, guest, chance) or ""
     start = time.monotonic()
-    goes_on(guest, book(guest)[1]["rounds"])
+    progress(guest, LIMIT)
     wanted = [old + more for old, more in zip(before, EVENTS[event])]
     if counts(guest) != wanted:
         raise Failure(f"opened anew and reset {counts(guest)} times, not {wanted}; {said}")
