@@ -62,14 +62,16 @@ class Guest:
         text = "".join(f"{key}={value}\n" for key, value in self._config.items())
         self.machine.must(f"cat >{self.config} <<'END'\n{text}END")
 
-    def start(self):
-        """Creates the guest and waits until it takes commands; returns the seconds."""
-        start = time.monotonic()
+    def start(self, before=None):
+        """Creates the guest and waits until it takes commands. `before` is called when the toolstack has made it, and
+        it has not run."""
         self.write_config()
-        self.machine.must(self.create, 120)
+        self.machine.must(f"{self.create} -p" if before else self.create, 120)
+        if before:
+            before()
+            self.machine.must(f"xl unpause {self.name}")
         self.attach()
         self.wait_ready()
-        return time.monotonic() - start
 
     def attach(self):
         """Finds the guest's console, which is another one after a restore or a reboot."""

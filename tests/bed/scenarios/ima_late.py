@@ -8,13 +8,11 @@ SETS = ("deep", "intree")
 KERNEL = "intree"
 
 # When the guest has offered its page, the backend, which was stopped before the guest ran, sleeps on for a while.
-CREATE = """set -e
-xl create -p {config}
+LATE = """
 daemon=$(cat /run/xen-vtpmd.pid)
 kill -STOP $daemon
 state=/local/domain/$(xl domid {name})/device/vtpm/0/state
 (until [ "$(xenstore-read $state)" = 3 ]; do sleep 0.05; done; sleep {seconds}; kill -CONT $daemon) >/dev/null 2>&1 &
-xl unpause {name}
 """
 
 IN_TIME = ("ima_has_a_tpm", "ima_boot_aggregate", "ima_replay")
@@ -23,8 +21,8 @@ IN_TIME = ("ima_has_a_tpm", "ima_boot_aggregate", "ima_replay")
 def late(bed, vtpm, seconds, *checks):
     """A guest whose backend is late."""
     guest = Guest(bed.machine, f"late{seconds}", [vtpm], options=f"bed.tpms={vtpm.version} {POLICY}")
-    guest.create = CREATE.format(config=guest.config, name=guest.name, seconds=seconds)
-    bed.record(f"{guest.name}: starts", guest.start)
+    late_by = LATE.format(name=guest.name, seconds=seconds)
+    bed.record(f"{guest.name}: starts", guest.start, lambda: bed.machine.must(late_by))
     bed.checks(guest, *checks, "kernel_log")
     bed.record(f"{guest.name}: shuts down", guest.shutdown)
 

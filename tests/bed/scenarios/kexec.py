@@ -17,14 +17,12 @@ xenstore-write $front/ring-ref 8 $front/event-channel 7 $front/feature-protocol-
 
 def boots(bed, guest):
     """Made, but not started, before its states are written."""
-    guest.write_config()
-    bed.machine.must(guest.create.replace("create", "create -p"), 120)
-    bed.stop_backend("kill -9 $pid")
-    bed.machine.must(LEFT)
-    bed.start_backend()
-    bed.machine.must(f"xl unpause {guest.name}")
-    guest.attach()
-    guest.wait_ready()
+    def before():
+        bed.stop_backend("kill -9 $pid")
+        bed.machine.must(LEFT)
+        bed.start_backend()
+
+    guest.start(before)
     return in_guest(guest, "dmesg | grep -i 'xenbus: frontend device/vtpm/0 Connected'")
 
 
