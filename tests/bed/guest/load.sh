@@ -90,7 +90,7 @@ check_is_pvh() {
 	is "the number of processors" "$(grep -c ^processor /proc/cpuinfo)" 2
 }
 
-# The backend is stopped: the driver gives it 10 s, and xenbus another 30.
+# The backend is stopped, or not there: the driver gives it 10 s, and xenbus another 30.
 check_loads_without_an_answer() {
 	start=$(cut -d. -f1 /proc/uptime)
 	load_driver
