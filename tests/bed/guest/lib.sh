@@ -42,6 +42,12 @@ wait_for() {
 	done
 }
 
+# The one TPM that there is, is tpm0 and answers.
+works_as_tpm0() {
+	wait_for 30 python /bed/tpm.py works
+	is "the TPMs" "$(ls /sys/class/tpm)" tpm0
+}
+
 # Which driver this guest is to use: rust, or c for the stock one.
 driver() {
 	case " $(cat /proc/cmdline) " in
