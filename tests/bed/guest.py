@@ -36,15 +36,16 @@ class Outcome:
 
 class Guest:
     """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much longer than with
-    a stock kernel it may take to start."""
+    a stock kernel all that it does may take."""
 
-    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", slowness=1, **config):
+    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", slowness=1, early="earlyprintk=xen",
+                 **config):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
         self._slowness = slowness
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
-            "extra": f"'console=hvc0 earlyprintk=xen quiet rdinit=/init {options}'",
+            "extra": f"'console=hvc0 {early} quiet rdinit=/init {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
             **config,
         }
@@ -80,7 +81,7 @@ class Guest:
 
     def wait_ready(self):
         """Waits until the guest takes commands."""
-        self._wait(lambda line: "@@ready" in line, START_LIMIT * self._slowness, "start")
+        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start")
 
     def _lines(self):
         try:
@@ -95,7 +96,7 @@ class Guest:
 
     def _wait(self, stop, limit, what):
         """Collects lines until `stop` says so of one."""
-        until = time.monotonic() + limit * self.machine.patience
+        until = time.monotonic() + limit * self._slowness * self.machine.patience
         seen, check = [], 0
         while True:
             for line in self._lines():
@@ -105,7 +106,7 @@ class Guest:
                 if DEAD.search(line):
                     raise BedError(f"guest {self.name} died during {what}: {line}")
             if time.monotonic() > until:
-                raise BedError(f"guest {self.name}: no end of {what} in {limit} s: see {self.log}")
+                raise BedError(f"guest {self.name}: no end of {what} in {limit * self._slowness} s: see {self.log}")
             check += 1
             if check % 100 == 0 and not self.alive():
                 raise BedError(f"guest {self.name} is gone during {what}: see {self.log}")
@@ -121,7 +122,7 @@ class Guest:
 
     def check(self, name, limit=60):
         """Runs the guest's check `check_NAME`; the guest itself ends it after `limit` seconds."""
-        return self._do(f"check {name} {limit}", name, limit + 60)
+        return self._do(f"check {name} {limit * self._slowness}", name, limit + 60)
 
     def run(self, script, limit=60):
         """Runs a short shell script in the guest."""

@@ -118,7 +118,6 @@ class Bed:
 
     def checks(self, guest, *names, limit=60):
         """Runs checks of tests/bed/guest in a guest; a dead guest fails those that are left."""
-        limit *= DEBUG_SLOWNESS if self.debug else 1
         for number, name in enumerate(names):
             try:
                 done = guest.check(name, limit)
@@ -135,7 +134,8 @@ class Bed:
         """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
         if self.debug:
             memory += DEBUG_MEMORY
-            options = {"type": "'pvh'", "slowness": DEBUG_SLOWNESS, **options}
+            options = {"type": "'pvh'", "slowness": DEBUG_SLOWNESS, "early": "tsc=nowatchdog", "tsc_mode": "'native'",
+                       **options}
         return Guest(self.machine, name, vtpms, memory=memory, **options)
 
     def last_checks(self):

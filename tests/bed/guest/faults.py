@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """Lets the allocations and calls of the driver fail one by one, on the debug kernel: each failure is an errno, or is
-made up for, and the next try gets further. With n = 1, 2, 3..., until nothing is left to fail."""
+made up for, and the next try succeeds. Where there are more of them than MOST, that many are spread over all."""
 
 import collections
 import contextlib
@@ -22,6 +22,8 @@ device_create_file compat_only_sysfs_link_entry_to_kobj
 """.split()
 # More than any operation has.
 MANY = 100000
+# Each try takes seconds on this kernel.
+MOST = 60
 # What asks for the backend's state.
 STATE = "xenbus_read_driver_state"
 # What may come out of a failed allocation or user copy.
@@ -89,28 +91,33 @@ class Nth:
 
 
 def attempt(function, number):
-    """Calls a function whose n-th allocation fails; returns how it ended, and whether anything did fail."""
+    """Calls a function whose n-th allocation fails; returns how it ended, and how many allocations were missing."""
     word = "ok"
     with Nth(number) as nth:
         try:
             function()
         except OSError as why:
             word = errno.errorcode.get(why.errno, str(why.errno))
-    return word, nth.left == 0
+    return word, nth.left
 
 
-def walk(name, function, undo, allowed=frozenset(USUAL), most=MANY):
-    """Calls it with n = 1, 2, 3... until nothing fails any more; `undo` makes the next try possible."""
+def walk(name, function, undo, allowed=frozenset(USUAL), most=MOST):
+    """Calls it with one allocation that fails, another one each time; `undo` makes the next try possible."""
     ends = collections.Counter()
-    for number in range(1, most):
-        word, failed = attempt(function, number)
+    word, left = attempt(function, MANY)
+    undo(word)
+    assert word == "ok", f"{name}: with nothing to fail: {word}"
+    total = MANY - left
+    for number in range(1, total + 1, -(-total // most)):
+        word, left = attempt(function, number)
         state = undo(word)
-        if not failed:
-            assert word == "ok", f"{name}: with nothing to fail: {word}"
-            break
         assert word == "ok" or word in allowed, f"{name}: {number}: {word}"
-        ends[f"{word}{state}"] += 1
-    print(f"{name}: {sum(ends.values())} failures: {dict(ends)}", flush=True)
+        # There may be fewer allocations than the first time.
+        if left:
+            assert word == "ok", f"{name}: {number}: nothing failed, and yet: {word}"
+        else:
+            ends[f"{word}{state}"] += 1
+    print(f"{name}: {sum(ends.values())} failures of {total}: {dict(ends)}", flush=True)
     assert ends, "nothing failed at all"
 
 
@@ -168,7 +175,7 @@ def bind():
     set_unbound()
     # How often the backend is asked for its state is a matter of its speed: of these a few are enough.
     arm(STATE)
-    walk("bind, the backend's state", try_to_bind, set_unbound, most=9)
+    walk("bind, the backend's state", try_to_bind, set_unbound, most=8)
     arm("xen_tpmfront", but=STATE)
     walk("bind", try_to_bind, set_unbound, USUAL | {"ENODEV", "EIO"})
     set_bound()

@@ -7,8 +7,8 @@ from harness.report import Failure
 
 SETS = ("debug",)
 
-# More than a reconnect has: the walk ends long before, where nothing is left to fail.
-MOST = 400
+# More allocations than a reconnect has, and how many of them fail: each takes a new backend, and half a minute.
+MANY, MOST = 100000, 8
 
 
 def shared(bed, guest):
@@ -19,27 +19,41 @@ def shared(bed, guest):
     return bed.machine.must(f"xenstore-read {folder}/ring-ref {folder}/event-channel").split()
 
 
+def works(guest, seconds):
+    """Whether the TPM answers, in that time."""
+    script = "until python3 -E -s /bed/tpm.py works 2>/dev/null; do sleep 0.3; done"
+    return guest.run(f"timeout {seconds} sh -c '{script}'", seconds + 30).code == 0
+
+
+def another_backend(bed, guest, number):
+    """The backend goes, and another one comes, while the n-th of the driver's allocations fails. Returns whether there
+    is a connection then, and how many allocations were missing to that."""
+    guest.must(f"python3 -E -s /bed/faults.py watch {number}")
+    bed.stop_backend()
+    bed.start_backend()
+    first = works(guest, 20)
+    return first, int(re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1])
+
+
 def reconnect(bed, guest):
-    """Every allocation of taking leave of a backend and of an offer to the next one."""
-    outcomes = []
-    for number in range(1, MOST):
-        guest.must(f"python3 -E -s /bed/faults.py watch {number}")
-        bed.stop_backend()
-        bed.start_backend()
-        works = "timeout 40 sh -c 'until python3 -E -s /bed/tpm.py works 2>/dev/null; do sleep 0.3; done'"
-        first = guest.run(works.replace("40", "8"), 60).code == 0
-        left = int(re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1])
+    """Allocations of taking leave of a backend and of an offer to the next one, spread over all there are."""
+    first, left = another_backend(bed, guest, MANY)
+    if not first and not works(guest, 60):
+        raise Failure("nothing failed, and yet the TPM does not work")
+    total, outcomes = MANY - left, []
+    for number in range(1, total + 1, -(-total // MOST)):
+        first, left = another_backend(bed, guest, number)
         if left:
-            if not first and guest.run(works, 90).code:
-                raise Failure(f"nothing failed, and yet the TPM does not work: {outcomes}")
-            return f"{number - 1} failures, of which {outcomes.count(False)} needed another connection"
+            continue
         outcomes.append(first)
         if not first:
             bed.stop_backend()
             bed.start_backend()
-            if guest.run(works, 90).code:
-                raise Failure(f"{number}: after the failed allocation, the next connection does not come about")
-    raise Failure(f"no end after {MOST} failures")
+            if not works(guest, 60):
+                raise Failure(f"{number} of {total}: after the failed allocation, the next connection does not come about")
+    if not outcomes:
+        raise Failure(f"none of the {total} allocations failed")
+    return f"{len(outcomes)} failures of {total}, of which {outcomes.count(False)} needed another connection"
 
 
 def run(bed):
