@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 
-from tpm import Tpm
+from tpm import Tpm, version
 
 DEBUG = "/sys/kernel/debug"
 DRIVER = "/sys/bus/xen/drivers/vtpm"
@@ -224,7 +224,7 @@ def load():
 def send():
     """Every allocation and user copy of opening the device, of a command, and of closing it."""
     arm()
-    request = bytes.fromhex("80010000000c0000017b0008") if Tpm().kind == "2.0" else \
+    request = bytes.fromhex("80010000000c0000017b0008") if version() == "2.0" else \
         bytes.fromhex("00c10000000e0000004600000008")
     for path in ("/dev/tpm0", "/dev/tpmrm0"):
         if not os.path.exists(path):
