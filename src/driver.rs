@@ -84,12 +84,15 @@ fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
     let start = Instant::now();
 
     // A backend that is connected has not noticed yet that its last frontend has gone. If that one
-    // went without a word, as with a kernel that crashed and started this one, it never will.
-    let parted = |state| (state != State::Connected).then_some(true);
+    // went without a word, as with a kernel that crashed and started this one, it never will. Nor
+    // does one get out of Closing whose frontend had no memory for its last word.
+    let parted = |state| (!matches!(state, State::Connected | State::Closing)).then_some(true);
     if !await_backend(dev, start, STALE_WAIT, parted) {
         dev_warn!(dev, "the backend has an old connection: closing that\n");
         dev.switch_state(State::Closing);
-        await_backend(dev, start, PROBE_WAIT, parted);
+        await_backend(dev, start, PROBE_WAIT, |state| {
+            (state != State::Connected).then_some(true)
+        });
         dev.switch_state(State::Closed);
     }
     let waits = await_backend(dev, start, PROBE_WAIT, |state| match state {
