@@ -18,13 +18,19 @@ static DEFINE_MUTEX(first);
 static DEFINE_MUTEX(second);
 static DEFINE_SPINLOCK(lock);
 static int table[4];
-static unsigned int place = ARRAY_SIZE(table);
+/* The address right behind a table is one that may be taken. */
+static unsigned int place = ARRAY_SIZE(table) + 1;
 
+/* More than one: an old stack may still have a pointer to the last. */
 static noinline void leak(void)
 {
-	void *lost = kmalloc(100, GFP_KERNEL);
+	int left;
 
-	OPTIMIZER_HIDE_VAR(lost);
+	for (left = 16; left; left--) {
+		void *lost = kmalloc(100, GFP_KERNEL);
+
+		OPTIMIZER_HIDE_VAR(lost);
+	}
 }
 
 static noinline void touch(size_t offset, bool freed)

@@ -8,7 +8,7 @@ from harness.report import Failure
 SETS = ("debug",)
 
 # More allocations than a reconnect has, and how many of them fail: each takes a new backend, and half a minute.
-MANY, MOST = 100000, 8
+MANY, MOST = 100000, 4
 
 
 def shared(bed, guest):
