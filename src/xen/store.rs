@@ -122,7 +122,7 @@ impl Drop for Transaction<'_> {
 }
 
 /// Carries out `writes` on a folder as one transaction, again and again while others get in the
-/// way, but not for ever: [`EAGAIN`] after [`TRIES`] times.
+/// way, but not for ever: [`EAGAIN`] after a hundred times.
 pub(crate) fn transact(folder: &CStr, writes: impl Fn(&Transaction<'_>) -> Result) -> Result {
     let mut result = Err(EAGAIN);
 
