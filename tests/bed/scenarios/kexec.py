@@ -56,7 +56,7 @@ def is_new(bed, guest):
     """xenbus has no device of a closed frontend. Somebody says that it is new: now it has."""
     in_guest(guest, "load_driver; [ ! -e /sys/bus/xen/devices/vtpm-0 ] || fail 'there is a device'", 90)
     bed.machine.must(NODES.format(name=guest.name) + "xenstore-write $front/state 1")
-    in_guest(guest, THERE.format("tpm0"))
+    in_guest(guest, THERE.format("tpm0"), 120)
     return in_guest(guest, "python /bed/held.py extend")
 
 
