@@ -53,7 +53,7 @@ class Bed:
         """Writes the guests' initramfs, with more `files`; returns its path."""
         images = f"{self.work}-images"
         os.makedirs(images, exist_ok=True)
-        ours = [] if self.guest_kernel.series == "intree" else [build.module_path(self.guest_kernel)]
+        ours = [] if isinstance(self.guest_kernel, intree.InTree) else [build.module_path(self.guest_kernel)]
         ours += build.inject_paths(self.guest_kernel) if self.debug else []
         image = content.guest_image(content.Modules(self.guest_kernel.modules),
                                     f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, build.hostile_path())
