@@ -195,13 +195,14 @@ def tpm_state(vtpm):
 
 
 def selected(word):
-    """The scenarios of a set (test, deep; debug, with the debug kernel), or those named in a comma-separated list."""
+    """The scenarios of a set (test, deep; debug, which is with the debug kernel and part of deep), or those named in a
+    comma-separated list."""
     names = sorted(name[:-3] for name in os.listdir(SCENARIOS) if name.endswith(".py") and name[0] != "_")
     found = {name: importlib.import_module(f"bed.scenarios.{name}") for name in names}
     chosen = {name: module for name, module in found.items()
               if word in set(module.SETS) - {"debug"} or name in word.split(",")}
     for name, module in found.items():
-        if word == "debug" and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
+        if word in ("debug", "deep") and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
             chosen[name + ON_DEBUG] = module
     if not chosen:
         raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME{ON_DEBUG}")

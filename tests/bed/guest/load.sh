@@ -63,7 +63,7 @@ load_fresh() {
 check_kernel_log() {
 	touch /run/dmesg
 	dmesg | cat /run/dmesg - >/tmp/dmesg
-	if grep -E 'WARNING:|BUG:|Oops|Call Trace|general protection|RIP:' /tmp/dmesg; then
+	if grep -E -A 25 'WARNING:|BUG:|Oops|Call Trace|general protection|RIP:' /tmp/dmesg; then
 		fail "the kernel log has the lines above"
 	fi
 	# O (out of tree) and E (unsigned) are what our module may set; N is what unit tests set, where they are asked for.

@@ -21,12 +21,12 @@ static int table[4];
 /* The address right behind a table is one that may be taken. */
 static unsigned int place = ARRAY_SIZE(table) + 1;
 
-/* More than one: an old stack may still have a pointer to the last. */
+/* Many: SLUB's sheaves keep pointers to the last ones that they gave out. */
 static noinline void leak(void)
 {
 	int left;
 
-	for (left = 16; left; left--) {
+	for (left = 1000; left; left--) {
 		void *lost = kmalloc(100, GFP_KERNEL);
 
 		OPTIMIZER_HIDE_VAR(lost);

@@ -4,7 +4,7 @@
 from bed import health
 from harness.report import Failure
 
-SETS = ("test", "compare", "debug")
+SETS = ("test", "compare")
 
 # The daemon's own processor time, as a part of swtpm's.
 OWN_SHARE = 0.1

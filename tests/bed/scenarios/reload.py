@@ -3,7 +3,7 @@
 
 from harness.report import Failure
 
-SETS = ("test", "compare", "debug")
+SETS = ("test", "compare")
 # It has two processors, and with less than that it takes ten times as long.
 ALONE = True
 

@@ -3,7 +3,7 @@
 
 from harness.report import Failure
 
-SETS = ("test", "debug")
+SETS = ("test",)
 
 FILE = "/run/save.file"
 
