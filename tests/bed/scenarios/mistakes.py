@@ -3,7 +3,8 @@
 
 from harness.report import Failure
 
-SETS = ("debug",)
+# By name only, until the leak is seen to be reported: see security.rst.
+SETS = ()
 
 # By the mistake, what the report of it says. Any report of lockdep's or KASAN's is lockdep's end, and without lockdep the
 # check does not come to look for leaks.
