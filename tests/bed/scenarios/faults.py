@@ -69,6 +69,7 @@ def run(bed):
         bed.checks(guest, "faults_send", "faults_unbind", "faults_functions", "faults_bind", "faults_load", limit=600)
         bed.record("faults: reconnect", reconnect, bed, guest)
         bed.record("faults: no grant and no port is lost", same, before, bed, guest)
+        bed.checks(guest, "faults_known")
 
 
 def same(before, bed, guest):
