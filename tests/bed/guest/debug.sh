@@ -36,13 +36,15 @@ check_faults_functions() {
 	rmmod inject
 }
 
-# Linux's register_irq_proc() goes on where it cannot make an entry, and the interrupt's end warns that there is none. That is
-# not the driver's; kernel_log finds everything else.
+# Linux's register_irq_proc() goes on where it cannot make an entry, and the interrupt's end warns that there is none. And
+# an allocation of pages that fails is said with a stack. Neither is the driver's; kernel_log finds everything else.
 check_faults_known() {
 	dmesg -c | awk '
+		/page allocation failure/ { asked = 1 }
 		/cut here/ { within = 1; block = "" }
 		within { block = block $0 "\n" }
-		!within { print }
+		!within && !asked { print }
+		/pages reserved/ { asked = 0 }
 		/end trace/ {
 			within = 0
 			if (block ~ /remove_proc_entry/ && block ~ /irq_proc|free_irq|free_desc/) known++
