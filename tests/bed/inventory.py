@@ -23,7 +23,7 @@ echo "grant: $(xenstore-read /local/domain/$domid/device/vtpm/0/ring-ref)"
 echo "event channels: $(lsevtchn $domid | wc -l)"
 xl dmesg -c >/dev/null
 xl debug-keys g
-echo "mapped grants: $(xl dmesg -c | sed -n "/for remote d$domid/,/^(XEN) *-* *done\\|for remote d[^$domid]/p" | grep -cE '^\\(XEN\\) *\\[')"
+echo "mapped grants: $(xl dmesg -c | sed -n "/for remote d$domid (/,/print_all ] done\\|for remote d/p" | grep -cE '^\\(XEN\\) *\\[0x')"
 """
 
 # What there may be more of than before, and less. The kernel gives out the grant that was given back last, but keeps one
