@@ -177,11 +177,11 @@ def install(kernel, log):
 
 
 @functools.cache
-def build_kernel(stock, log="intree.log"):
+def build_kernel(stock):
     """The kernel with the driver built in, for guests; what took long is in the cache. A run builds it once."""
     with step("building a kernel with the driver in it (the first time 15 minutes of processor time)"), \
             tree(stock) as kernel:
-        make(kernel, log)
+        make(kernel, "intree.log")
         install(kernel, "intree-install.log")
     return kernel
 

@@ -309,17 +309,17 @@ def suites():
     return sorted(re.findall(r"kunit_tests\((\w+)\)", "".join(files("HEAD").values())))
 
 
-def tree(stock):
-    """The kernel tree with all of it."""
-    return intree.tree(stock, lambda _: files("HEAD"), "series")
+def tree(stock, more=None):
+    """The kernel tree with all of it, and with `more` files, which the series has not."""
+    return intree.tree(stock, lambda _: files("HEAD") | (more or {}), "series")
 
 
 @functools.cache
-def build_kernel(stock, log="series-build.log"):
+def build_kernel(stock):
     """The kernel with the series, the driver built in, for guests. A run builds it once."""
     make(stock.source)
     with step("building a kernel with the series"), tree(stock) as kernel:
-        intree.make(kernel, log)
+        intree.make(kernel, "series-build.log")
         intree.install(kernel, "series-install.log")
     return kernel
 

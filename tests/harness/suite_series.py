@@ -30,7 +30,7 @@ print(*(found[0] for found in parser.doc()))
 """
 
 # Of what rustdoc wants, the tree that is unpacked has neither its picture nor some files that it refers to.
-LOGO = "Documentation/images/logo.svg"
+LOGO = {f"Documentation/images/{name}": "" for name in ("logo.svg", "COPYING-logo")}
 NOT_THERE = re.compile("srctree/ link to (Documentation|samples|tools)/")
 
 # What is to come has no user before the driver is there.
@@ -129,8 +129,7 @@ def builds_whole(stock):
 
 def lints(stock):
     """Clippy, of the kernel crate and of the driver, and rustdoc, of the kernel crate, by the kernel's own rules for them."""
-    with step("clippy and rustdoc on a kernel with the series"), \
-            intree.tree(stock, lambda _: series.files("HEAD") | {LOGO: ""}, "series") as kernel:
+    with step("clippy and rustdoc on a kernel with the series"), series.tree(stock, LOGO) as kernel:
         must(kernel.kbuild + ["-j2", "CLIPPY=1", "prepare", f"{series.DRIVER}/"], "series-clippy.log",
              "clippy refuses the series")
         must(kernel.kbuild + ["-j2", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")

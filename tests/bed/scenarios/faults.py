@@ -6,8 +6,7 @@ import re
 from bed import inventory
 from harness.report import Failure
 
-# By name only: what it makes fail brings a warning of the kernel's own, which its last checks do not let pass. See
-# security.rst.
+# By name only, until it was seen to pass as a whole: security.rst.
 SETS = ()
 
 # More allocations than a reconnect has, and how many of them fail: each takes a new backend, and half a minute.
@@ -73,8 +72,8 @@ def run(bed):
 
 
 def same(before, bed, guest):
-    """A fresh bind gets what the first one got, or a grant near to it. Each walk comes to any place where one could be
-    leaked many times."""
+    """A fresh bind gets what the first one got, or a grant near to it: the kernel keeps back one that the backend still maps.
+    A single one that is lost on one path looks the same."""
     after = shared(bed, guest)
     if after[1] != before[1] or int(after[0]) > int(before[0]) + inventory.MORE["grant"]:
         raise Failure(f"ring-ref and event-channel were {before}, and are {after}")
