@@ -12,9 +12,9 @@ from statistics import median, quantiles
 
 from bed import bench, scale
 from bed.emulated import EmulatedTpm
-from bed.guest import Vtpm
+from bed.guest import Guest, Vtpm
 from bed.qemu import BedError
-from harness import build, plot
+from harness import build, intree, plot
 from harness.steps import BUILD, StepError, output, step
 from harness.suite_bed import Bed, booted, tpm_state
 
@@ -22,10 +22,12 @@ TARGET = f"{BUILD}/bench"
 # Samples of each driver in a row of the table.
 ROUNDS, QUICK_ROUNDS = 1000, 150
 DRIVERS = ("rust", "c", "floor")
-PARTS = ("icount", "realtime", "scale", "emulated")
+PARTS = ("icount", "realtime", "scale", "emulated", "ima")
 SEED = int(os.environ.get("SEED") or 1)
 # So many vTPMs do nothing beside one that is busy.
 IDLE_COUNTS = (0, 7, 50)
+# So many files are read where IMA measures each.
+MEASUREMENTS = 2000
 # What the plot shows, in this order.
 PANELS = {("null", bench.SHORTEST.name): "a backend that answers at once, the shortest command",
           ("swtpm-2.0", "GetRandom"): "swtpm 2.0, GetRandom", ("swtpm-1.2", "PCRRead"): "swtpm 1.2, PCRRead"}
@@ -160,6 +162,23 @@ def _emulated(bed, results):
                 results.note("realtime", f"{device} of QEMU without Xen, {command.name}", machine.cost(command))
 
 
+def _ima(bed, c_kernel, results):
+    """What a measurement of IMA's costs with each driver built in, and without a TPM. The C driver never asks
+    whether a TPM is a 2.0, so that it is compared with a 1.2."""
+    own, other = "/boot/vmlinux", "/boot/vmlinux-c"
+    runs = {"ours, TPM 1.2": (own, "1.2"), "C, TPM 1.2": (other, "1.2"), "ours, TPM 2.0": (own, "2.0"), "no TPM": (own, None)}
+    vtpms = {what: bed.vtpm(version) for what, (_, version) in runs.items() if version}
+    bed.boot(vtpms.values(), icount=SEED, files={other: c_kernel.vmlinux})
+    for what, (kernel, version) in runs.items():
+        guest = Guest(bed.machine, "ima", [vtpms[what]] if version else [], kernel=f"'{kernel}'",
+                      options=f"ima_policy=tcb bed.tpms={version or ''}")
+        guest.start()
+        guest.must(". /bed/lib.sh; . /bed/ima.sh; check_ima_has_" + ("a_tpm" if version else "none_of_a_module"))
+        took = int(guest.must(f". /bed/lib.sh; . /bed/ima.sh; ima_timed {MEASUREMENTS}", 1200))
+        results.note("icount", f"{MEASUREMENTS} measurements by IMA, ms: {what}", round(took / 1000))
+        guest.shutdown()
+
+
 def _sizes(kernel, results):
     """What the modules take in memory."""
     for name, path in (("ours", build.module_path(kernel)), ("the C driver", build.bench_path("vtpm-c.ko"))):
@@ -179,8 +198,8 @@ class Run:
         self.results = Results()
 
     @contextlib.contextmanager
-    def _bed(self, name):
-        bed = Bed(self.report, self.kernel, self.xen, f"bench-{name}")
+    def _bed(self, name, own=None):
+        bed = Bed(self.report, self.kernel, self.xen, f"bench-{name}", own=own)
         try:
             yield bed
         finally:
@@ -210,6 +229,12 @@ class Run:
         """QEMU's emulated TPMs, without Xen."""
         with self._bed("emulated") as bed:
             _emulated(bed, self.results)
+
+    def ima(self):
+        """IMA's measurements, with the driver built in."""
+        c_kernel = intree.build_c_kernel(self.kernel)
+        with self._bed("ima", intree.build_kernel(self.kernel)) as bed:
+            _ima(bed, c_kernel, self.results)
 
 
 def run(kernels, xen, report):

@@ -18,6 +18,7 @@ FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "intree.conf
 # Raise this when linux-source has to be unpacked anew.
 RECIPE = 1
 OPTION = "TCG_XEN_RUST"
+C_OPTION = "TCG_XEN"
 
 # Where the driver goes in the tree, and what has to be said there.
 PLACE = "drivers/char/tpm/xen-tpmfront"
@@ -186,6 +187,17 @@ def build_kernel(stock):
     return kernel
 
 
+def build_c_kernel(stock):
+    """The same kernel with the C driver in the place of ours, to measure that."""
+    with step("building that kernel with the C driver"), tree(stock, series="intree-c") as kernel:
+        configure(kernel)
+        must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--disable", OPTION,
+              "--enable", C_OPTION], "intree-c-config.log", "cannot configure a kernel with the C driver")
+        must(kernel.kbuild + ["-j2", "vmlinux", "modules"], "intree-c.log", "the kernel with the C driver does not build")
+        install(kernel, "intree-c-install.log")
+    return kernel
+
+
 def build_module(stock, log="intree-module.log"):
     """The driver as a module of the same tree; returns its path."""
     with step("building the driver as a module of that kernel"), tree(stock) as kernel:
@@ -205,4 +217,4 @@ def configured(stock, *lines):
     with open(config, encoding="utf-8") as file:
         found = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", file.read(), re.MULTILINE))
     os.makedirs(LOGS, exist_ok=True)
-    return found.get("TCG_XEN", "n"), found.get(OPTION, "n")
+    return found.get(C_OPTION, "n"), found.get(OPTION, "n")

@@ -8,6 +8,7 @@ import os
 import struct
 import sys
 import threading
+import time
 
 from tpm import Tpm
 
@@ -173,6 +174,18 @@ def load(folder, number):
     assert names >= set(paths), f"{len(set(paths) - names)} of the files are not in the list"
     print(f"{grown} measurements beside {commands} other commands", end="; ")
     replay()
+
+
+def timed(folder, number):
+    """Prints how many us it takes to read that many files, of which each is measured, one after the other."""
+    paths = make(folder, int(number))
+    before, start = count(), time.monotonic_ns()
+    for path in paths:
+        with open(path, "rb") as file:
+            file.read()
+    took = time.monotonic_ns() - start
+    assert count() - before == len(paths), f"{len(paths)} files were read, and there are {count() - before} measurements more"
+    print(took // 1000)
 
 
 def violation(folder):

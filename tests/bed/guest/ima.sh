@@ -51,6 +51,13 @@ ima_load() {
 	python /bed/ima.py load /mnt/load "$1"
 }
 
+# For make bench: the us that reading so many files takes.
+ima_timed() {
+	measured
+	mkdir /mnt/timed
+	python /bed/ima.py timed /mnt/timed "$1"
+}
+
 check_ima_load_500() { ima_load 500; }
 
 check_ima_load_5000() { ima_load 5000; }
