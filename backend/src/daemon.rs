@@ -80,6 +80,8 @@ pub struct Daemon {
     host: Host,
     base: String,
     vtpms: BTreeMap<Id, Vtpm>,
+    /// Those that have a deadline, so that no turn looks at all the idle ones. [`with`](Self::with) keeps it.
+    timed: BTreeSet<Id>,
     /// Who is who in the watcher's events.
     owners: HashMap<u32, Id>,
     last_owner: u32,
@@ -119,6 +121,7 @@ impl Daemon {
             },
             base,
             vtpms: BTreeMap::new(),
+            timed: BTreeSet::new(),
             owners: HashMap::new(),
             last_owner: DAEMON,
             signals: watcher.registrar(DAEMON).add(SIGNAL, signals)?,
@@ -159,7 +162,8 @@ impl Daemon {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let vtpms = self.vtpms.values().filter_map(Vtpm::deadline);
+        let timed = self.timed.iter().filter_map(|id| self.vtpms.get(id));
+        let vtpms = timed.filter_map(Vtpm::deadline);
         let ending = self.ending.map(Ending::limit);
 
         vtpms.chain(ending).chain(self.control.deadline()).min()
@@ -300,7 +304,8 @@ impl Daemon {
         }
     }
 
-    /// Lets a vTPM do something; then lets those go on that waited for what it gave up.
+    /// Lets a vTPM do something: all that may change its deadline comes by here. Then lets those go on
+    /// that waited for what it gave up.
     fn with(&mut self, id: Id, act: impl FnOnce(&mut Vtpm, &mut Host)) {
         let Some(vtpm) = self.vtpms.get_mut(&id) else {
             return;
@@ -309,15 +314,21 @@ impl Daemon {
 
         act(vtpm, &mut self.host);
         let is_running = vtpm.is_running();
-        if vtpm.is_gone(&self.host) {
+        let is_gone = vtpm.is_gone(&self.host);
+        if vtpm.deadline().is_some() && !is_gone {
+            self.timed.insert(id);
+        } else {
+            self.timed.remove(&id);
+        }
+        if is_gone {
             if let Some(vtpm) = self.vtpms.remove(&id) {
                 vtpm.forget(&self.host);
                 self.owners.retain(|_, owned| *owned != id);
             }
         }
         if was_running && !is_running && self.ending.is_none() {
-            for vtpm in self.vtpms.values_mut().filter(|vtpm| vtpm.is_waiting()) {
-                vtpm.evaluate(&mut self.host);
+            for id in self.ids(Vtpm::is_waiting) {
+                self.with(id, Vtpm::evaluate);
             }
         }
     }
