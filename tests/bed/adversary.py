@@ -361,7 +361,7 @@ def scenario(bed, names, version="2.0"):
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: build.hostile_backend_path()})
     trial, known = Trial(bed, vtpm), behaviours()
     trial.start()
-    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}"
+    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{', debug kernel' if bed.debug else ''}"
     other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]
     for name in names or (name for name in known if name != CONTROL and name not in other):
         bed.record(f"{name}: {known[name].wrong}", trial.recorded if trial.c_driver else trial.face, known[name])

@@ -3,7 +3,6 @@
 
 from harness.report import Failure
 
-# By name only, until the leak is seen to be reported: see security.rst.
 SETS = ("debug",)
 
 # By the mistake, what the report of it says. Any report of lockdep's or KASAN's is lockdep's end, and without lockdep the
