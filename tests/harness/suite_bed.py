@@ -40,6 +40,7 @@ class Bed:
         # memory.
         self.kernel, self.guest_kernel = kernel, own or kernel
         self.debug = self.guest_kernel.series == "debug"
+        self.slowness = DEBUG_SLOWNESS if self.debug else 1
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
         self._uuids = 0
@@ -134,7 +135,7 @@ class Bed:
         """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
         if self.debug:
             memory += DEBUG_MEMORY
-            options = {"type": "'pvh'", "slowness": DEBUG_SLOWNESS, "early": "tsc=nowatchdog", "tsc_mode": "'native'",
+            options = {"type": "'pvh'", "slowness": self.slowness, "early": "tsc=nowatchdog", "tsc_mode": "'native'",
                        **options}
         return Guest(self.machine, name, vtpms, memory=memory, **options)
 

@@ -15,8 +15,10 @@ from tpm import version
 DRIVER = "/sys/bus/xen/drivers/vtpm"
 RANDOM = "/sys/class/misc/hw_random"
 SPLAT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|RIP:|hung task|blocked for more|detected stalls|self-detected stall")
-# A command that has not ended by then is cancelled; then it has so long, and after SIGKILL so long.
-PATIENCE, GRACE, LAST = 2.0, 8.0, 10.0
+# How much slower the debug kernel is.
+SLOWNESS = 3 if os.uname().release.endswith("-debug") else 1
+# A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and after SIGKILL so long.
+PATIENCE, GRACE, LAST = 2.0, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.
 RETURN = 20.0
 # What the hostile backend makes up, and a secret that is long enough to be no chance.
