@@ -167,12 +167,6 @@ def set_bound(_=None):
     return ""
 
 
-def rebind():
-    """A fresh page and a fresh event channel."""
-    set_unbound()
-    set_bound()
-
-
 def bind():
     """Every allocation of probe(): page, event channel, xenstore, the TPM's registration."""
     try_to_bind = Opened(f"{DRIVER}/bind", DEVICE.encode())
