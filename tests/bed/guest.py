@@ -79,9 +79,10 @@ class Guest:
         self._tty = self.machine.must(
             f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 
-    def wait_ready(self):
-        """Waits until the guest takes commands."""
-        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start")
+    def wait_ready(self, anew=False):
+        """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a while there is none of
+        that name."""
+        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start", anew)
 
     def _lines(self):
         try:
@@ -94,7 +95,7 @@ class Guest:
         *lines, self._partial = (self._partial + data).split("\n")
         return [line.rstrip("\r") for line in lines]
 
-    def _wait(self, stop, limit, what):
+    def _wait(self, stop, limit, what, anew=False):
         """Collects lines until `stop` says so of one."""
         until = time.monotonic() + limit * self._slowness * self.machine.patience
         seen, check = [], 0
@@ -108,7 +109,7 @@ class Guest:
             if time.monotonic() > until:
                 raise BedError(f"guest {self.name}: no end of {what} in {limit * self._slowness} s: see {self.log}")
             check += 1
-            if check % 100 == 0 and not self.alive():
+            if check % 100 == 0 and not anew and not self.alive():
                 raise BedError(f"guest {self.name} is gone during {what}: see {self.log}")
             time.sleep(0.05)
 

@@ -10,13 +10,11 @@ import struct
 import sys
 import time
 
-from tpm import version
+from tpm import SLOWNESS, version
 
 DRIVER = "/sys/bus/xen/drivers/vtpm"
 RANDOM = "/sys/class/misc/hw_random"
 SPLAT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|RIP:|hung task|blocked for more|detected stalls|self-detected stall")
-# How much slower the debug kernel is.
-SLOWNESS = 3 if os.uname().release.endswith("-debug") else 1
 # A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and after SIGKILL so long.
 PATIENCE, GRACE, LAST = 2.0, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.

@@ -8,6 +8,8 @@ import struct
 import sys
 
 LOCALITY_DENIED = {"1.2": 0x3d, "2.0": 0x907}
+# How much slower the debug kernel is.
+SLOWNESS = 3 if os.uname().release.endswith("-debug") else 1
 
 
 def version(number=0):

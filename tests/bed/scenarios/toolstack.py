@@ -59,7 +59,7 @@ def reboots(bed, guest):
     """xl reboot: a new domain of the same name, and the same vTPM."""
     old = bed.machine.must(f"xl domid {guest.name}").strip()
     bed.machine.must(f"xl reboot {guest.name}")
-    guest.wait_ready()
+    guest.wait_ready(anew=True)
     guest.attach()
     new = bed.machine.must(f"xl domid {guest.name}").strip()
     if old == new:
