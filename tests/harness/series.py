@@ -184,7 +184,7 @@ config RUST_XENBUS_ABSTRACTIONS
 TPM_CONFIG = """\
 config RUST_TPM_ABSTRACTIONS
 	bool
-	depends on RUST && TCG_TPM=y
+	depends on RUST && SYSFS && TCG_TPM=y
 	help
 	  The Rust abstractions for drivers of TPM chips.
 
@@ -277,8 +277,7 @@ def frontend(tree):
                re.sub(rf"(?m)^pub mod ({'|'.join(OF_ANY_TPM)});\n", "", read("src/protocol/mod.rs")))
     tree.write(f"{DRIVER}/Makefile", "# SPDX-License-Identifier: GPL-2.0\n\n"
                "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o\n")
-    config = read("Kconfig").replace("depends on TCG_TPM && XEN && RUST\n",
-                                     "depends on TCG_TPM=y && XEN && RUST\n")
+    config = read("Kconfig").replace("depends on TCG_TPM &&", "depends on TCG_TPM=y &&")
     config = config.replace("	select XEN_XENBUS_FRONTEND\n",
                             "	select RUST_TPM_ABSTRACTIONS\n	select RUST_XENBUS_ABSTRACTIONS\n")
     tree.write(f"{DRIVER}/Kconfig", config)

@@ -37,7 +37,7 @@ NOT_THERE = re.compile("srctree/ link to (Documentation|samples|tools)/")
 STAND_IN = """\
 config TCG_XEN_RUST
 	bool "What the driver will want"
-	depends on TCG_TPM=y && XEN && RUST
+	depends on TCG_TPM=y && XEN && RUST && SYSFS
 	select RUST_TPM_ABSTRACTIONS
 	select RUST_XENBUS_ABSTRACTIONS
 
