@@ -59,6 +59,7 @@ def command_deep(kernels, xen):
         suite_host.run_deep(report)
         suite_proof.run(report)
         suite_intree.run(report, suite_bed.booted(kernels)[0])
+        suite_intree.run_corners(report, kernels[0])
         for kernel in reversed(kernels):
             suite_series.run(report, kernel.source)
         suite_series.run_build(report, kernels[0])

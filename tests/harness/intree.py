@@ -161,10 +161,15 @@ def make(kernel, log):
     must(kernel.kbuild + ["-j2", "vmlinux", "modules"], log, "the kernel with the driver in it does not build")
 
 
-def make_module(kernel, log):
-    """Builds the driver as a module of that; returns its path."""
+def choose_module(kernel, log):
+    """Configures the driver as a module."""
     must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--module", OPTION], log,
          "cannot configure the driver as a module")
+
+
+def make_module(kernel, log):
+    """Builds the driver as a module of that; returns its path."""
+    choose_module(kernel, log)
     must(kernel.kbuild + ["-j2", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
     return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 

@@ -18,6 +18,7 @@ SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
     |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
     |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
 BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
+OPTION = re.compile(r"CONFIG_\w+")
 
 
 @dataclasses.dataclass
@@ -65,7 +66,7 @@ def lacking(config, fragment):
     missing = []
     for line in lines:
         # What is off may also be not there at all.
-        option = re.search(r"CONFIG_\w+", line)[0]
+        option = OPTION.search(line)[0]
         off = line.startswith("#") and not any(other.startswith(f"{option}=") for other in have)
         if line not in have and not off:
             missing.append(line)

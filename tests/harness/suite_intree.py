@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0
 """Checks of the driver in a kernel tree: it builds there, built in and as a module, and never beside the C driver."""
 
-from harness import intree
+from harness import corners, intree
 from harness.report import Failure
-from harness.steps import output
+from harness.steps import output, step
 from harness.suite_module import warnings
 
 # TCG_XEN and TCG_XEN_RUST as they are asked for, and as they come out.
@@ -49,6 +49,33 @@ def excludes(stock):
         if found != wanted:
             raise Failure(f"TCG_XEN, {intree.OPTION}: asked for {asked}, and got {found}, not {wanted}")
     return f"{len(CHOICES)} choices"
+
+
+def objects(stock, corner, *source):
+    """What Rust has, the TPM's core and the driver under another configuration: built in and, where there are any, as a
+    module."""
+    with step(f"building the driver for {stock.series} under the configuration '{corner}'"), \
+            corners.tree(stock, corner, *source) as kernel:
+        corners.configure(kernel)
+        has_driver(kernel, "built-in.a")
+        if corners.has_modules(kernel):
+            intree.choose_module(kernel, f"corner-{corner}-config.log")
+            has_driver(kernel, "xen-tpmfront.o")
+
+
+def has_driver(kernel, wanted):
+    """Builds the objects of a corner; the driver has to be in that one."""
+    log = f"corner-{kernel.corner}-{wanted}.log"
+    folder = corners.objects(kernel, log)
+    without_warnings(log)
+    if "xen_tpmfront" not in output("nm", f"{folder}/{wanted}"):
+        raise Failure(f"the driver is not in {wanted}")
+
+
+def run_corners(report, stock):
+    """Configurations that no kernel of the bed has."""
+    for name in ("small", "rt"):
+        report.check("intree", f"builds under the configuration '{name}' without a warning", objects, stock, name)
 
 
 def run(report, stock):
