@@ -62,6 +62,8 @@ def command_deep(kernels, xen):
         suite_intree.run_corners(report, kernels[0])
         for kernel in reversed(kernels):
             suite_series.run(report, kernel.source)
+            if kernel != kernels[0]:
+                suite_series.run_part(report, kernel)
         suite_series.run_build(report, kernels[0])
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "deep"))
     return finish(report)

@@ -7,10 +7,10 @@ import re
 import shutil
 import subprocess
 
-from harness import intree, series
+from harness import corners, intree, series
 from harness.report import Failure
-from harness.steps import BUILD, must, output, step
-from harness.suite_intree import without_warnings
+from harness.steps import BUILD, LOGS, must, output, step
+from harness.suite_intree import objects, without_warnings
 
 # Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may have to be changed, is
 # no mistake.
@@ -32,6 +32,9 @@ print(*(found[0] for found in parser.doc()))
 # Of what rustdoc wants, the tree that is unpacked has neither its picture nor some files that it refers to.
 LOGO = {f"Documentation/images/{name}": "" for name in ("logo.svg", "COPYING-logo")}
 NOT_THERE = re.compile("srctree/ link to (Documentation|samples|tools)/")
+
+# The file of the tree that a warning is about.
+POINTS_AT = re.compile(r"^ *--> .*/source/([^:]+):", re.MULTILINE)
 
 # What is to come has no user before the driver is there.
 STAND_IN = """\
@@ -135,6 +138,27 @@ def lints(stock):
         must(kernel.kbuild + ["-j2", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")
     without_warnings("series-clippy.log")
     without_warnings("series-rustdoc.log", NOT_THERE)
+
+
+def lints_part(stock):
+    """Clippy alone, of what `objects()` builds. What it says on the rest of the kernel crate is for others to mend."""
+    log = "series-part-clippy.log"
+    with step(f"clippy on {stock.series} with the series"), \
+            corners.tree(stock, "series", lambda _: series.files("HEAD")) as kernel:
+        corners.objects(kernel, log, "CLIPPY=1", "CONFIG_WERROR=")
+    text = intree.content(f"{LOGS}/{log}")
+    if not re.search(rf"CLIPPY.* {series.DRIVER}/", text):
+        raise Failure(f"it did not look at the driver: see build/log/{log}")
+    if found := set(POINTS_AT.findall(text)) & set(series.files("HEAD")):
+        raise Failure(f"{', '.join(sorted(found))}: see build/log/{log}")
+
+
+def run_part(report, stock):
+    """For a kernel that is not built as a whole, and the series that `run()` has written for it."""
+    built = report.check("series", f"{stock.series}: the kernel crate and the driver build with it", objects, stock,
+                         "series", lambda _: series.files("HEAD"))
+    if built:
+        report.check("series", f"{stock.series}: clippy has nothing to say", lints_part, stock)
 
 
 def run_build(report, stock):
