@@ -61,10 +61,7 @@ use kernel::{
         Mutex,
         MutexGuard, //
     },
-    time::{
-        Instant,
-        Jiffies, //
-    },
+    time::Jiffies, //
 };
 
 /// Room for an answer to [`QUESTION`].
@@ -350,10 +347,11 @@ impl Operations for Vtpm {
     ];
 
     fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
-        let start = Instant::now();
+        let counters = self.control.counters();
+        let start = counters.begin();
         let result = self.exchange(packet, length, duration);
 
-        self.control.counters().command(length, start, &result);
+        counters.command(length, start, &result);
         Ok(result?)
     }
 
