@@ -66,7 +66,8 @@ pub(crate) struct Counters {
     storms: Counter,
     /// Spurious events since the last one that was waited for.
     in_a_row: Atomic<u64>,
-    /// How long answered commands took that were timed: under a microsecond, under 2, under 4 and so on.
+    /// How long answered commands took that were timed: under a microsecond, under 2, under 4 and
+    /// so on.
     latency: [Counter; SPANS],
 }
 

@@ -46,6 +46,7 @@ def command_test(kernels, xen):
         suite_host.run(report, kernels)
         suite_module.run(report, kernels)
         suite_package.run(report)
+        suite_series.run(report, kernels[0].source)
         if not report.count("fail"):
             crates.keep()
     suite_bed.run(report, kernels, xen, suite_bed.selected(os.environ.get("SCENARIOS") or "test"))
