@@ -7,7 +7,7 @@ from bed import inventory
 from bed.scenarios import toolstack
 from harness.report import Failure
 
-SETS = ("test", "compare")
+SETS = ("test", "compare", "debug")
 
 # The cancel of a command that the backend does not answer takes 5 s, and the bed some more to come to the detach.
 GRACE, MORE = 5.0, 3.0
