@@ -40,7 +40,7 @@ check_faults_functions() {
 # an allocation of pages that fails is said with a stack. Neither is the driver's; kernel_log finds everything else.
 check_faults_known() {
 	dmesg -c | awk '
-		/page allocation failure/ { asked = 1 }
+		/page allocation failure|vmalloc error/ { asked = 1 }
 		/cut here/ { within = 1; block = "" }
 		within { block = block $0 "\n" }
 		!within && !asked { print }
