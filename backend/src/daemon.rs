@@ -80,8 +80,9 @@ pub struct Daemon {
     host: Host,
     base: String,
     vtpms: BTreeMap<Id, Vtpm>,
-    /// Those that have a deadline, so that no turn looks at all the idle ones. [`with`](Self::with) keeps it.
-    timed: BTreeSet<Id>,
+    /// The deadlines of those that have one, so that no turn looks at all the idle ones.
+    /// [`with`](Self::with) keeps it.
+    timed: BTreeMap<Id, Instant>,
     /// Who is who in the watcher's events.
     owners: HashMap<u32, Id>,
     last_owner: u32,
@@ -121,7 +122,7 @@ impl Daemon {
             },
             base,
             vtpms: BTreeMap::new(),
-            timed: BTreeSet::new(),
+            timed: BTreeMap::new(),
             owners: HashMap::new(),
             last_owner: DAEMON,
             signals: watcher.registrar(DAEMON).add(SIGNAL, signals)?,
@@ -162,8 +163,7 @@ impl Daemon {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let timed = self.timed.iter().filter_map(|id| self.vtpms.get(id));
-        let vtpms = timed.filter_map(Vtpm::deadline);
+        let vtpms = self.timed.values().copied();
         let ending = self.ending.map(Ending::limit);
 
         vtpms.chain(ending).chain(self.control.deadline()).min()
@@ -171,7 +171,9 @@ impl Daemon {
 
     /// Does what is due; returns the milliseconds until something else is.
     fn on_time(&mut self, now: Instant) -> i32 {
-        for id in self.ids(|vtpm| vtpm.deadline().is_some_and(|deadline| deadline <= now)) {
+        let due = self.timed.iter().filter(|(_, deadline)| **deadline <= now);
+        let due: Vec<Id> = due.map(|(id, _)| *id).collect();
+        for id in due {
             self.with(id, |vtpm, host| vtpm.on_deadline(host, now));
         }
         self.control.on_deadline(now);
@@ -315,11 +317,10 @@ impl Daemon {
         act(vtpm, &mut self.host);
         let is_running = vtpm.is_running();
         let is_gone = vtpm.is_gone(&self.host);
-        if vtpm.deadline().is_some() && !is_gone {
-            self.timed.insert(id);
-        } else {
-            self.timed.remove(&id);
-        }
+        match vtpm.deadline().filter(|_| !is_gone) {
+            Some(deadline) => self.timed.insert(id, deadline),
+            None => self.timed.remove(&id),
+        };
         if is_gone {
             if let Some(vtpm) = self.vtpms.remove(&id) {
                 vtpm.forget(&self.host);
