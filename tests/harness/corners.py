@@ -73,7 +73,6 @@ CORNERS = {
         """,
 }
 
-
 # A warning is an error in each.
 ALL = """
     CONFIG_WERROR=y

@@ -19,6 +19,9 @@ FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "intree.conf
 RECIPE = 1
 OPTION = "TCG_XEN_RUST"
 C_OPTION = "TCG_XEN"
+# For scripts/config: the driver as a module, and the C driver in its place.
+AS_MODULE = ("--module", OPTION)
+C_DRIVER = ("--disable", OPTION, "--enable", C_OPTION)
 
 # Where the driver goes in the tree, and what has to be said there.
 PLACE = "drivers/char/tpm/xen-tpmfront"
@@ -155,21 +158,23 @@ def configure(kernel):
         shutil.copyfile(kept, f"{kernel.build}/.config")
 
 
-def make(kernel, log):
-    """Builds it in the cache."""
+def choose(kernel, log, *choice):
+    """Changes the configuration by what scripts/config is to do."""
+    if choice:
+        must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", *choice], log,
+             f"cannot configure {' '.join(choice)}")
+
+
+def make(kernel, log, *choice):
+    """Builds it in the cache; its configuration differs by `choice`."""
     configure(kernel)
-    must(kernel.kbuild + ["-j2", "vmlinux", "modules"], log, "the kernel with the driver in it does not build")
-
-
-def choose_module(kernel, log):
-    """Configures the driver as a module."""
-    must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--module", OPTION], log,
-         "cannot configure the driver as a module")
+    choose(kernel, log, *choice)
+    must(kernel.kbuild + ["-j2", "vmlinux", "modules"], log, f"the kernel {kernel.series} does not build")
 
 
 def make_module(kernel, log):
     """Builds the driver as a module of that; returns its path."""
-    choose_module(kernel, log)
+    choose(kernel, log, *AS_MODULE)
     must(kernel.kbuild + ["-j2", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
     return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 
@@ -195,10 +200,7 @@ def build_kernel(stock):
 def build_c_kernel(stock):
     """The same kernel with the C driver in the place of ours, to measure that."""
     with step("building that kernel with the C driver"), tree(stock, series="intree-c") as kernel:
-        configure(kernel)
-        must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", "--disable", OPTION,
-              "--enable", C_OPTION], "intree-c-config.log", "cannot configure a kernel with the C driver")
-        must(kernel.kbuild + ["-j2", "vmlinux", "modules"], "intree-c.log", "the kernel with the C driver does not build")
+        make(kernel, "intree-c.log", *C_DRIVER)
         install(kernel, "intree-c-install.log")
     return kernel
 

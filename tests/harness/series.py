@@ -9,7 +9,7 @@ import re
 import shutil
 
 from harness import intree, rustuse
-from harness.steps import BUILD, TOP, StepError, must, output, step
+from harness.steps import BUILD, StepError, must, output, step
 from harness.suite_host import read, sources
 
 OUT = f"{BUILD}/series"

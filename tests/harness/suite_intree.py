@@ -59,7 +59,7 @@ def objects(stock, corner, *source):
         corners.configure(kernel)
         has_driver(kernel, "built-in.a")
         if corners.has_modules(kernel):
-            intree.choose_module(kernel, f"corner-{corner}-config.log")
+            intree.choose(kernel, f"corner-{corner}-config.log", *intree.AS_MODULE)
             has_driver(kernel, "xen-tpmfront.o")
 
 
