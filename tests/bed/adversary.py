@@ -18,8 +18,6 @@ SECRET = "a secret of this guest."
 DEADLINE = 75
 # The core gives two minutes to commands whose duration it does not know, as the first of a probe and the last one.
 FIRST = 140
-# A wait that is killed ends with the cancel's grace, and with what the process has to do after that.
-GRACE, MORE = 5.0, 3.0
 # What is left of the guest's speed under a storm, against a backend that only uses its processor.
 SPEED = 0.5
 # The guest sees to other watches within this time.
@@ -189,7 +187,7 @@ class Trial:
         if "cancel:" in result or "kill:" in result or "stuck:" in result:
             self.tell(f"behave {behaviour.name}")
             killed = self.python("killed").split()[1]
-            if killed == "stuck" or (killed != "ended" and float(killed) > GRACE + MORE * self.bed.slowness):
+            if killed == "stuck" or (killed != "ended" and float(killed) > self.bed.cancel_limit):
                 row["wrong"] = row.get("wrong", "") + " a killed process is not gone"
             result += "" if killed == "ended" else f", killed {killed} s"
         if behaviour.name.startswith("random"):

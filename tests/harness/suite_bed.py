@@ -45,6 +45,12 @@ class Bed:
         self.machine = None
         self._uuids = 0
 
+    @property
+    def cancel_limit(self):
+        """How long (s) a process with a command may be there after it was killed, or its TPM detached: the cancel has
+        5 s, and the rest is for what comes before and after that."""
+        return 5.0 + 3.0 * self.slowness
+
     def vtpm(self, version="2.0", key=True, **more):
         """A new vTPM, with an endorsement key or without."""
         self._uuids += 1

@@ -9,8 +9,6 @@ from harness.report import Failure
 
 SETS = ("test", "compare", "debug")
 
-# The cancel of a command that the backend does not answer takes 5 s, and the bed some more to come to the detach.
-GRACE, MORE = 5.0, 3.0
 GONE = 'wait_for 20 sh -c \'[ ! -e /sys/bus/xen/devices/vtpm-0 ] && [ -z "$(ls /sys/class/tpm)" ]\''
 # A command that needs no program that is slow to start: it reads a PCR.
 WORKS = '[ -n "$(cat $tpm/pcr-sha256/0 2>/dev/null || head -n 1 $tpm/pcrs)" ]'
@@ -51,7 +49,7 @@ def while_running(bed, guest, vtpm, stay):
     word, seconds = in_guest(guest, "wait_for 90 grep -q '[0-9]$' /run/running; tail -n 1 /run/running", 120).split()
     in_guest(guest, "wait_for 20 sh -c '[ ! -e /sys/bus/xen/devices/vtpm-0 ]'")
     said = f"the command ended with {word}, {seconds} s after it began"
-    if word not in ("EPIPE", "ECANCELED") or float(seconds) > GRACE + MORE * bed.slowness:
+    if word not in ("EPIPE", "ECANCELED") or float(seconds) > bed.cancel_limit:
         raise Failure(said)
     return said
 
