@@ -134,6 +134,13 @@ def make(folder, number):
     return paths
 
 
+def read_each(paths):
+    """Reads them, one after the other."""
+    for path in paths:
+        with open(path, "rb") as file:
+            file.read()
+
+
 def read_all(paths):
     """Reads them, some at a time, while others ask the TPM for random numbers."""
     done = threading.Event()
@@ -146,13 +153,8 @@ def read_all(paths):
             commands[0] += 1
         tpm.close()
 
-    def reader(part):
-        for path in part:
-            with open(path, "rb") as file:
-                file.read()
-
     asking = threading.Thread(target=ask)
-    readers = [threading.Thread(target=reader, args=(paths[first::READERS],)) for first in range(READERS)]
+    readers = [threading.Thread(target=read_each, args=(paths[first::READERS],)) for first in range(READERS)]
     for thread in (asking, *readers):
         thread.start()
     for thread in readers:
@@ -180,9 +182,7 @@ def timed(folder, number):
     """Prints how many us it takes to read that many files, of which each is measured, one after the other."""
     paths = make(folder, int(number))
     before, start = count(), time.monotonic_ns()
-    for path in paths:
-        with open(path, "rb") as file:
-            file.read()
+    read_each(paths)
     took = time.monotonic_ns() - start
     assert count() - before == len(paths), f"{len(paths)} files were read, and there are {count() - before} measurements more"
     print(took // 1000)

@@ -45,22 +45,16 @@ measured() {
 	mount -t ext2 -o loop /tmp/disk /mnt
 }
 
-ima_load() {
+# ima.py's `load`, or `timed` for make bench: over so many files.
+ima_files() {
 	measured
-	mkdir /mnt/load
-	python /bed/ima.py load /mnt/load "$1"
+	mkdir "/mnt/$1"
+	python /bed/ima.py "$1" "/mnt/$1" "$2"
 }
 
-# For make bench: the us that reading so many files takes.
-ima_timed() {
-	measured
-	mkdir /mnt/timed
-	python /bed/ima.py timed /mnt/timed "$1"
-}
+check_ima_load_500() { ima_files load 500; }
 
-check_ima_load_500() { ima_load 500; }
-
-check_ima_load_5000() { ima_load 5000; }
+check_ima_load_5000() { ima_files load 5000; }
 
 check_ima_violation() {
 	measured
