@@ -45,7 +45,7 @@ class Guest:
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
-            "extra": f"'console=hvc0 {early} quiet rdinit=/init {options}'",
+            "extra": f"'console=hvc0 {early} quiet rdinit=/init bed.slowness={slowness} {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
             **config,
         }

@@ -8,14 +8,22 @@ import struct
 import sys
 
 LOCALITY_DENIED = {"1.2": 0x3d, "2.0": 0x907}
-# How much slower the debug kernel is.
-SLOWNESS = 3 if os.uname().release.endswith("-debug") else 1
+
+
+def told(name, default=None):
+    """What the bed says of a thing on the kernel's command line."""
+    with open("/proc/cmdline", encoding="ascii") as file:
+        found = re.search(rf"bed\.{name}=(\S+)", file.read())
+    return found[1] if found else default
+
+
+# How much slower than a stock kernel this one is.
+SLOWNESS = int(told("slowness", "1"))
 
 
 def version(number=0):
     """The version of tpmN, which the bed made: a driver may take it for another."""
-    with open("/proc/cmdline", encoding="ascii") as file:
-        return re.search(r"bed\.tpms=(\S+)", file.read())[1].split(",")[number]
+    return told("tpms").split(",")[number]
 
 
 def packet(tag, ordinal, body):
