@@ -87,14 +87,19 @@ class Trial:
         # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
         self.guest = bed.new_guest("victim", [] if self.c_driver else [vtpm], memory=400, options=options)
+        self.load = "load_driver"
         self.rows, self.ports, self.seen = {}, None, 0
 
     def start(self):
         """Puts the hostile backend into the daemon's place, and starts the guest."""
+        self.serve()
+        self.start_guest()
+
+    def serve(self):
+        """Puts the hostile backend into the daemon's place."""
         self.bed.stop_backend()
         version = "--tpm2" if self.vtpm.version == "2.0" else ""
         self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
-        self.start_guest()
 
     def start_guest(self):
         """Starts the guest, with an honest backend."""
@@ -102,7 +107,7 @@ class Trial:
         self.guest.start()
         self.seen = os.path.getsize(self.guest.log)
         self.ports = self._ports()
-        self.guest.must(". /bed/lib.sh; load_driver")
+        self.guest.must(f". /bed/lib.sh; {self.load}")
         if self.c_driver:
             self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
         self.guest.must("for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]")
@@ -163,8 +168,8 @@ class Trial:
                     raise
                 self.machine.run("xl destroy victim", 60)
 
-    def _tries(self, behaviour, row, patience=2, words="tries"):
-        count = len(behaviour.expect.split())
+    def _tries(self, behaviour, row, patience=None, words="tries"):
+        count, patience = len(behaviour.expect.split()), patience or 2 * self.bed.slowness
         arguments = f" {count} {patience}" if words == "tries" else ""
         output = self.python(words + arguments, 60 + count * (patience + 45))
         found = output.split()[1:]
@@ -241,11 +246,12 @@ class Trial:
         return f"{result} ({lines[-1].split('] ')[-1]})" if len(lines) > 1 else result
 
     def _slow_probe(self, behaviour, row):
-        return self._probe(behaviour, row, FIRST)
+        return self._probe(behaviour, row, FIRST * self.bed.slowness)
 
     def _unbind(self, behaviour, row):
         self.tell(f"behave {behaviour.name}")
-        _, word, seconds = self.python(f"unbind {FIRST}", FIRST + 60).split()
+        limit = FIRST * self.bed.slowness
+        _, word, seconds = self.python(f"unbind {limit}", limit + 60).split()
         if word != "ok":
             row["wrong"] = f"unbinding ends with {word}"
         self.tell("behave honest")
@@ -354,12 +360,13 @@ def text(cell):
 
 
 def scenario(bed, names, version="2.0"):
-    """Faces these behaviours, one after the other, with one guest for as long as it lives."""
+    """Faces these behaviours, or those that BEHAVIOURS= names, or all, with one guest for as long as it lives."""
+    names = names or (os.environ.get("BEHAVIOURS") or "").split()
     vtpm = bed.vtpm(version)
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: build.hostile_backend_path()})
     trial, known = Trial(bed, vtpm), behaviours()
     trial.start()
-    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{', debug kernel' if bed.debug else ''}"
+    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{f', {bed.guest_kernel.series} kernel' if bed.debug else ''}"
     other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]
     for name in names or (name for name in known if name != CONTROL and name not in other):
         bed.record(f"{name}: {known[name].wrong}", trial.recorded if trial.c_driver else trial.face, known[name])

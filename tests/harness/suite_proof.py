@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """What make test-deep does on the host: wide model checks, fuzzing, and whether seeded bugs are found."""
 
-import glob
 import os
 import re
 import shutil
 import subprocess
 import tomllib
 
+from harness import seeded
 from harness.build import cargo_environment
 from harness.report import Failure
 from harness.steps import BUILD, LOGS, REPORT, TOP, logged
@@ -118,17 +118,14 @@ def unbroken():
 
 def mutant(path, table):
     """Breaks the copy as a patch says; one way at least has to see it."""
-    name = os.path.basename(path)[:-len(".patch")]
-    patch = ["patch", "-p1", "-s", "-d", f"{MUTANTS}/src", "-i", path]
-    done = subprocess.run([*patch, "--fuzz=0"], capture_output=True, text=True, check=False)
-    if done.returncode:
+    if why := seeded.seed(path, f"{MUTANTS}/src"):
         fresh_copy()
-        raise Failure(f"the patch does not fit the code any more: {done.stdout}{done.stderr}")
+        raise Failure(why)
     try:
         found = finds()
     finally:
-        subprocess.run([*patch, "-R"], check=True)
-    table[name] = (read(os.path.relpath(path, TOP)).splitlines()[1], found)
+        seeded.seed(path, f"{MUTANTS}/src", "-R")
+    table[seeded.name_of(path)] = (seeded.says(path), found)
     if not found:
         raise Failure("nothing found it")
     return ", ".join(found)
@@ -151,6 +148,6 @@ def run(report):
             report.check("proof", f"fuzzing {name}", fuzz, name, max(1, int(FUZZ_SECONDS * share)))
     table = {}
     if report.check("proof", "nothing is found where no bug was seeded", unbroken):
-        for path in sorted(glob.glob(f"{TOP}/tests/mutations/*.patch")):
-            report.check("proof", f"seeded bug {os.path.basename(path)[:-6]}", mutant, path, table)
+        for path in seeded.patches():
+            report.check("proof", f"seeded bug {seeded.name_of(path)}", mutant, path, table)
     write_table(table)

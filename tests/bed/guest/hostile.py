@@ -14,9 +14,9 @@ from tpm import SLOWNESS, version
 
 DRIVER = "/sys/bus/xen/drivers/vtpm"
 RANDOM = "/sys/class/misc/hw_random"
-SPLAT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|RIP:|hung task|blocked for more|detected stalls|self-detected stall")
+SPLAT = re.compile(r"WARNING:|BUG:(?! KCSAN)|Oops|Call Trace|general protection|RIP:|hung task|blocked for more|detected stalls|self-detected stall")
 # A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and after SIGKILL so long.
-PATIENCE, GRACE, LAST = 2.0, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
+PATIENCE, GRACE, LAST = 2.0 * SLOWNESS, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.
 RETURN = 20.0
 # What the hostile backend makes up, and a secret that is long enough to be no chance.
