@@ -28,8 +28,8 @@ def build_module(kernel):
 
 
 def inject_paths(kernel):
-    """For the debug kernel: a module that lets our driver's calls fail, and one that makes mistakes."""
-    return [f"{BUILD}/module/{kernel.release}/inject/{name}.ko" for name in ("inject", "mistakes")]
+    """For a debug kernel: modules that let our driver's calls fail, or make mistakes."""
+    return [f"{BUILD}/module/{kernel.release}/inject/{name}.ko" for name in kernel.inject]
 
 
 def build_inject(kernel):

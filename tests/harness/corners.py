@@ -113,12 +113,8 @@ def tree(stock, corner, files=intree.files_in_tree):
 
 def configure(kernel):
     """intree.config, but for what the corner says."""
-    other = [line.strip() for line in (ALL + CORNERS[kernel.corner]).splitlines() if "CONFIG_" in line]
-    options = {own_kernel.OPTION.search(line)[0] for line in other}
-    same = [line for line in intree.content(intree.FRAGMENT).splitlines()
-            if options.isdisjoint(own_kernel.OPTION.findall(line))]
     fragment = f"{BUILD}/corner-{kernel.corner}.config"
-    intree.write(fragment, "\n".join(same + other) + "\n")
+    intree.write(fragment, own_kernel.otherwise(intree.FRAGMENT, (ALL + CORNERS[kernel.corner]).splitlines()))
     own_kernel.configure(kernel, kernel.kbuild, fragment, f"corner-{kernel.corner}-config.log")
 
 

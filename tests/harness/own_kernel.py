@@ -57,6 +57,15 @@ def unpack(stock, folder):
     shutil.rmtree(work)
 
 
+def otherwise(fragment, lines):
+    """The lines of a fragment, but for what these say otherwise."""
+    other = [line.strip() for line in lines if "CONFIG_" in line]
+    options = {OPTION.search(line)[0] for line in other}
+    with open(fragment, encoding="ascii") as file:
+        same = [line for line in file.read().splitlines() if options.isdisjoint(OPTION.findall(line))]
+    return "\n".join(same + other) + "\n"
+
+
 def lacking(config, fragment):
     """The lines of a fragment that did not come out: an option may need another one, or be gone."""
     with open(config, encoding="utf-8") as file:

@@ -3,6 +3,7 @@
 at a time, but for those that say ALONE."""
 
 import contextlib
+import functools
 import importlib
 import os
 import shutil
@@ -22,8 +23,8 @@ UUID = "00000000-0000-4000-8000-{:012x}"
 # What the debug kernel costs: by how much limits grow, and a guest's memory (MiB).
 DEBUG_SLOWNESS = 3
 DEBUG_MEMORY = 256
-# A scenario's name with this behind it is that scenario with the debug kernel in its guests.
-ON_DEBUG = "-debug"
+# A scenario's name with one of these behind it, as in reconnect-debug, is that scenario with this kernel in its guests.
+DEBUG = {kind.series: kind for kind in (debug_kernel.DebugKernel, debug_kernel.RaceKernel)}
 # QEMU has one processor's work to do in each, but half of the time a scenario waits for a limit or for an answer.
 AT_ONCE = min(os.cpu_count() or 1, 2) + 1
 _making_state = threading.Lock()
@@ -39,7 +40,7 @@ class Bed:
         # Dom0's, and the guests', which may be one of our own; with the debug kernel they are slower and need more
         # memory.
         self.kernel, self.guest_kernel = kernel, own or kernel
-        self.debug = self.guest_kernel.series == "debug"
+        self.debug = isinstance(self.guest_kernel, debug_kernel.DebugKernel)
         self.slowness = DEBUG_SLOWNESS if self.debug else 1
         self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
         self.machine = None
@@ -141,13 +142,14 @@ class Bed:
         """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
         if self.debug:
             memory += DEBUG_MEMORY
-            options = {"type": "'pvh'", "slowness": self.slowness, "early": "tsc=nowatchdog", "tsc_mode": "'native'",
-                       **options}
+            options = {"type": "'pvh'", "vcpus": self.guest_kernel.vcpus, "slowness": self.slowness, "tsc_mode": "'native'",
+                       "early": "tsc=nowatchdog", **options}
+            options["options"] = f"{self.guest_kernel.options} {options.get('options', '')}"
         return Guest(self.machine, name, vtpms, memory=memory, **options)
 
     def last_checks(self):
         """The checks at a guest's end."""
-        return ["kernel_log", "debug_reports"] if self.debug else ["kernel_log"]
+        return self.guest_kernel.checks if self.debug else ["kernel_log"]
 
     @contextlib.contextmanager
     def guest(self, name, vtpms, **options):
@@ -202,17 +204,17 @@ def tpm_state(vtpm):
 
 
 def selected(word):
-    """The scenarios of a set (test, deep; debug, which is with the debug kernel and part of deep), or those named in a
-    comma-separated list."""
+    """The scenarios of a set (test, deep; debug and race, which are with these kernels and part of deep), or those
+    named in a comma-separated list."""
+    words = word.split(",")
     names = sorted(name[:-3] for name in os.listdir(SCENARIOS) if name.endswith(".py") and name[0] != "_")
     found = {name: importlib.import_module(f"bed.scenarios.{name}") for name in names}
-    chosen = {name: module for name, module in found.items()
-              if word in set(module.SETS) - {"debug"} or name in word.split(",")}
-    for name, module in found.items():
-        if word in ("debug", "deep") and "debug" in module.SETS or name + ON_DEBUG in word.split(","):
-            chosen[name + ON_DEBUG] = module
+    chosen = {name: module for name, module in found.items() if word in set(module.SETS) - set(DEBUG) or name in words}
+    for kind in DEBUG:
+        chosen |= {f"{name}-{kind}": module for name, module in found.items()
+                   if word in (kind, "deep") and kind in module.SETS or f"{name}-{kind}" in words}
     if not chosen:
-        raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME{ON_DEBUG}")
+        raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME-{' and NAME-'.join(DEBUG)}")
     return chosen
 
 
@@ -221,10 +223,10 @@ def booted(kernels):
     return [kernel for kernel in kernels if kernel.bootable]
 
 
-def prepare_debug(kernel):
-    """The debug kernel, and what is built for it."""
-    debug = debug_kernel.debug_kernel(kernel)
-    with step("building the module for the debug kernel"):
+def prepare_debug(kind, kernel):
+    """A debug kernel, and what is built for it."""
+    debug = debug_kernel.build_kernel(kernel, kind)
+    with step(f"building the module for the {debug.series} kernel"):
         build.build_module(debug)
         build.build_inject(debug)
     return debug
@@ -232,7 +234,7 @@ def prepare_debug(kernel):
 
 # What a kernel of our own is called, and what builds it. A scenario names its guests' kernel by KERNEL.
 OWN = {
-    "debug": ("debug kernel and its modules", prepare_debug),
+    **{name: (f"{name} kernel and its modules", functools.partial(prepare_debug, kind)) for name, kind in DEBUG.items()},
     "intree": ("kernel with the driver in it", intree.build_kernel),
     "series": ("kernel with the series", series.build_kernel),
 }
@@ -240,7 +242,8 @@ OWN = {
 
 def own_kernel(name, module):
     """Which of them a scenario's guests have; None if theirs is a stock kernel."""
-    return "debug" if name.endswith(ON_DEBUG) else getattr(module, "KERNEL", None)
+    kind = name.rpartition("-")[2]
+    return kind if kind in DEBUG else getattr(module, "KERNEL", None)
 
 
 def prepared(report, what, function, kernel):

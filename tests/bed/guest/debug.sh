@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-# On the debug kernel alone: what its own watchmen have to say, and failures that it makes.
+# On the debug kernels alone: what their own watchmen have to say, and failures that they make.
 
 # kmemleak calls an object leaked that no pointer leads to in two looks, and that is some seconds old.
 check_debug_reports() {
@@ -15,6 +15,27 @@ check_debug_reports() {
 	echo scan >/sys/kernel/debug/kmemleak
 	cat /sys/kernel/debug/kmemleak >leaks
 	[ ! -s leaks ] || fail "$(cat leaks)"
+}
+
+# On the kernel that looks for data races, which kernel_log leaves to this. Linux has some of its own. A failure is a report
+# where one of the two accesses is by code of ours, or by what Rust has of the kernel's for it.
+check_race_reports() {
+	watched=$(sed -n 's/setup_watchpoints: *//p' /sys/kernel/debug/kcsan)
+	[ "$watched" -gt 100 ] || fail "KCSAN has watched $watched accesses: it does not look"
+	touch /run/dmesg
+	dmesg | cat /run/dmesg - | awk '
+		/BUG: KCSAN/ { within = 1; block = ""; title = $0 }
+		within { block = block $0 "\n" }
+		within && /\] =====*$/ {
+			within = 0
+			sub(/.* data-race in /, "", title)
+			if (block ~ /\[(xen_tpmfront|races)\]/ && title ~ /_R|rust_helper_|\[(xen_tpmfront|races)\]/) {
+				printf "%s", block
+				ours = 1
+			} else others = others "; " title
+		}
+		END { print others >"others"; exit ours }' || fail "KCSAN has said that"
+	echo "$watched accesses watched; races of others$(cat others)"
 }
 
 faults() {

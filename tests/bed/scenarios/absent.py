@@ -3,7 +3,6 @@
 
 import time
 
-from bed.guest import Guest
 from bed.scenarios.hotplug import THERE, WORKS, in_guest
 
 SETS = ("deep", "compare")
@@ -25,10 +24,10 @@ def run(bed):
     """What a backend that refuses does to a guest is in the scenarios bindings and hostile_backend_deep."""
     vtpm = bed.vtpm("1.2" if bed.driver == "c" else "2.0")
     bed.boot([vtpm])
-    guest = Guest(bed.machine, "absent", [vtpm], options=f"bed.driver={bed.driver} bed.tpms={vtpm.version}")
+    guest = bed.new_guest("absent", [vtpm], options=f"bed.driver={bed.driver} bed.tpms={vtpm.version}")
     # xl wants a backend to make the guest.
     bed.record("a guest boots without a backend", guest.start, lambda: bed.stop_backend("kill -9 $pid"))
     bed.checks(guest, "loads_without_an_answer", limit=LOADS)
     bed.record("the TPM comes with the backend", comes, bed, guest)
-    bed.checks(guest, "kernel_log")
+    bed.checks(guest, *bed.last_checks())
     bed.record("shuts down", guest.shutdown)

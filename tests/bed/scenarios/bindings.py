@@ -146,5 +146,5 @@ def run(bed, count=5, states=QUICK):
     for name in states:
         bed.record(f"unbind and rmmod: {name}", leaves, trial, STATES[name])
     bed.record("nothing is left", lambda: inventory.same(before, trial.guest))
-    bed.checks(trial.guest, "kernel_log")
+    bed.checks(trial.guest, *bed.last_checks())
     trial.guest.shutdown()

@@ -3,7 +3,7 @@
 
 from bed import adversary
 
-SETS = ("test", "debug")
+SETS = ("test", "debug", "race")
 
 WORST = ("honest", "silent", "length-max", "length-changes", "extra-pages", "states-4-to-255", "finish-late", "closing",
          "feature-huge", "secret-refused", "secret-wedged")

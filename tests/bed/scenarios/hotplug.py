@@ -7,7 +7,7 @@ from bed import inventory
 from bed.scenarios import toolstack
 from harness.report import Failure
 
-SETS = ("test", "compare", "debug")
+SETS = ("test", "compare", "debug", "race")
 
 GONE = 'wait_for 20 sh -c \'[ ! -e /sys/bus/xen/devices/vtpm-0 ] && [ -z "$(ls /sys/class/tpm)" ]\''
 # A command that needs no program that is slow to start: it reads a PCR.

@@ -5,7 +5,6 @@ is gone. It works all the same. One that is shown as closed is lost until somebo
 import base64
 import time
 
-from bed.guest import Guest
 from bed.scenarios.hotplug import THERE, in_guest
 from harness.report import Failure
 
@@ -65,14 +64,14 @@ def run(bed):
     crashed, closed = bed.vtpm("2.0"), bed.vtpm("2.0")
     bed.boot([crashed, closed])
     options = {"type": "'pvh'", "options": "bed.driver=rust bed.tpms=2.0"}
-    guest = Guest(bed.machine, "kdump", [crashed], on_poweroff="'preserve'", **options)
+    guest = bed.new_guest("kdump", [crashed], on_poweroff="'preserve'", **options)
     bed.record("a kernel finds the vTPM connected", boots, bed, guest, CRASHED, "Connected")
     bed.record("the driver brings it to work", works, guest)
-    bed.checks(guest, "kernel_log")
+    bed.checks(guest, *bed.last_checks())
     bed.record("in good order it leaves the vTPM closed", leaves, bed, guest)
     guest.destroy()
-    guest = Guest(bed.machine, "kexec", [closed], **options)
+    guest = bed.new_guest("kexec", [closed], **options)
     bed.record("a kernel finds the vTPM closed", boots, bed, guest, "xenstore-write $front/state 6", "Closed")
     bed.record("it works when its state is that of a new one", is_new, bed, guest)
-    bed.checks(guest, "kernel_log")
+    bed.checks(guest, *bed.last_checks())
     bed.record("shuts down", guest.shutdown)

@@ -5,7 +5,7 @@ import time
 
 from harness.report import Failure
 
-SETS = ("test",)
+SETS = ("test", "debug")
 
 # One second for last words, and what the bed needs to go down. A command that is waited for takes a minute.
 LIMIT = 15

@@ -11,7 +11,7 @@ from bed.scenarios import hotplug, save, survives, toolstack
 from bed.scenarios.survives import book, progress, says, start_books
 from harness.report import Failure
 
-SETS = ("test", "compare")
+SETS = ("test", "compare", "race")
 
 # How long the load may take to go on after an event.
 LIMIT = 60

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """All TPMs are ended with the backend, twice, and started anew: the guest's /dev/tpm0 stays the same one throughout."""
 
-SETS = ("test", "debug")
+SETS = ("test", "debug", "race")
 
 
 def run(bed):
