@@ -2,24 +2,20 @@
 # For people: 'make help' says what there is. The kernel's own build reads Kbuild instead.
 
 KDIR ?= /lib/modules/$(shell uname -r)/build
-enter := tests/env/run
-run := $(enter) python3 tests/run.py
+enter := tools/env/run
 
 # Where Kbuild puts what it makes, apart from the sources.
 out = build/module/$(shell cat $(KDIR)/include/config/kernel.release 2>/dev/null)
 kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 
-build:
-	@$(run) build
+build deb kdir shell:
+	@$(enter) python3 tools/run.py $@
 
-demo test test-deep compare bench intree series deb:
-	@$(run) $@
-
-kdir shell:
-	@$(run) $@
+demo test test-deep compare bench intree series:
+	@$(enter) python3 tests/run.py $@
 
 modules:
-	@tests/env/check-kdir $(KDIR)
+	@tools/env/check-kdir $(KDIR)
 	@mkdir -p $(out)
 	$(kbuild) modules
 
@@ -30,7 +26,7 @@ clean:
 	rm -rf build
 
 distclean: clean
-	tests/env/forget
+	tools/env/forget
 
 help:
 	@echo 'make               build the module for every kernel, and the backend, into build/'

@@ -7,7 +7,7 @@
 
 #[cfg(not(fuzzing))]
 fn main() {
-    eprintln!("error: this is built without libFuzzer; tests/harness/fuzz.py does it with");
+    eprintln!("error: this is built without libFuzzer; tests/suites/proof.py does it with");
     std::process::exit(2);
 }
 

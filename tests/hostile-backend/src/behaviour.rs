@@ -105,7 +105,7 @@ pub(crate) struct Behaviour {
     pub(crate) name: &'static str,
     /// How it is provoked.
     pub(crate) kind: Kind,
-    /// What the driver has to make of it: an alternative for each try, as `tests/bed/guest/hostile.py`
+    /// What the driver has to make of it: an alternative for each try, as `tests/guest/hostile.py`
     /// words them.
     pub(crate) expect: &'static str,
     /// What is wrong, in words.

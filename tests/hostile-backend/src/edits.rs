@@ -14,7 +14,7 @@ pub(crate) type Edit = fn(request: &[u8], answer: &mut Vec<u8>);
 /// Bytes of a packet's header.
 const HEADER: usize = 10;
 
-/// What made-up random numbers consist of. `tests/bed/guest/hostile.py` knows it.
+/// What made-up random numbers consist of. `tests/guest/hostile.py` knows it.
 const MADE_UP: u8 = 0xbb;
 
 fn be32(packet: &[u8], at: usize) -> Option<u32> {

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The backend in a driver domain: a guest whose vTPM another guest serves."""
+
+import contextlib
+import dataclasses
+import time
+
+from testbed.guest import Guest
+from scenarios.xl_commands import QUICK, must_be
+from testbed.machine import BedError
+from testbed.report import Failure
+from testbed.testbed import tpm_state
+
+SETS = ("deep",)
+
+START = """
+modprobe -a xen-evtchn xen-gntdev
+mkdir -p /run/xen-vtpmd
+xen-vtpmd run >/run/xen-vtpmd.log 2>&1 &
+sleep 1
+kill -0 $!
+"""
+
+
+def gone(bed, domid):
+    """The driver domain has removed the vTPM's folder, which only it can, and ended its swtpm."""
+    must_be(bed.machine, f"xenstore-ls /local/domain/{domid}/backend/vtpm 2>/dev/null | wc -l", "0")
+    until = time.monotonic() + 10
+    while bed.driver_domain.run("pidof swtpm").code == 0:
+        if time.monotonic() > until:
+            raise Failure("its swtpm is still there")
+        time.sleep(0.5)
+
+
+def taken_away(bed, script, domid):
+    """xl does it, and need not wait for its time limit."""
+    start = time.monotonic()
+    bed.machine.must(script, 60)
+    seconds = time.monotonic() - start
+    gone(bed, domid)
+    if seconds > QUICK:
+        raise Failure(f"{script} took {seconds:.1f} s")
+    return f"{seconds:.1f} s"
+
+
+def run(bed):
+    """The domain first, then the guest: PCRs work, and what xl takes away is gone in both domains."""
+    vtpm = dataclasses.replace(bed.vtpm("2.0"), backend="driver")
+    state = tpm_state(vtpm)
+    files = {"/boot/driver.cpio": bed.write_driver_domain_image({f"/var/lib/xen-vtpmd/{vtpm.uuid}": state})}
+    bed.boot([], files=files)
+    driver = Guest(bed.machine, "driver", ramdisk="'/boot/driver.cpio'", driver_domain=1)
+    bed.driver_domain = driver
+    driver.start()
+    driver.must(START)
+    domid = bed.machine.must("xl domid driver").strip()
+    try:
+        with bed.guest("served", [vtpm]) as guest:
+            bed.checks(guest, "module_loads", "tpm20_is_found", "tpm2_pcrextend", "tpm2_nv")
+            bed.record("the guest says who serves it", served_by, guest, domid)
+            bed.record("vtpm-detach", taken_away, bed, "xl vtpm-detach served 0", domid)
+            bed.machine.must(f"xl vtpm-attach served uuid={vtpm.uuid} backend=driver", 60)
+            bed.checks(guest, "module_loads", "tpm2_getrandom")
+            bed.record("xl destroy", taken_away, bed, "xl destroy served", domid)
+            guest.start()
+            bed.checks(guest, "module_loads", "tpm2_getrandom")
+        bed.record("xl shutdown", gone, bed, domid)
+        bed.record("the backend has not failed", no_failure, driver)
+    finally:
+        with open(f"{bed.machine.share}/xen-vtpmd.log", "a", encoding="utf-8") as file, \
+                contextlib.suppress(BedError):
+            file.write(driver.must("cat /run/xen-vtpmd.log"))
+
+
+def no_failure(driver):
+    """Everything that was done here is in order, and is not to be logged as an error."""
+    errors = driver.must("grep error: /run/xen-vtpmd.log || :")
+    if errors:
+        raise Failure(errors)
+
+
+def served_by(guest, domid):
+    """The kernel log names the driver domain."""
+    line = guest.must("dmesg | grep 'served by'").strip()
+    if not line.endswith(f"served by domain {domid}"):
+        raise Failure(line)
+    return line

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The Debian package in a dom0 with systemd: the README's commands, restart, upgrade, removal, purge."""
+
+import contextlib
+import json
+import os
+import re
+import time
+
+from testbed.guest import Guest
+from testbed.machine import BedError
+from tools.package.deb import build_deb, deb
+from tools.package.dom0_disk import dom0_disk
+from testbed.report import Failure
+from tools.steps import TOP
+
+SETS = ("deep",)
+
+UNIT = "xen-vtpmd.service"
+STATE = "/var/lib/xen-vtpmd"
+CA = "/var/lib/swtpm-localca"
+CERTIFIED = "00000000-0000-4000-8000-00000000ce27"
+WORD = "5b" * 32
+MOST_COMMANDS = 6
+# Of 10, by systemd's own measure: a change that makes it worse is to be noticed.
+MOST_EXPOSED = 4.0
+
+
+def readme():
+    """The commands of the README's section, those for dom0 and those for the guest."""
+    with open(f"{TOP}/README.md", encoding="utf-8") as file:
+        section = file.read().partition("## Give your guest a TPM\n")[2].partition("\n## ")[0]
+    block = section.partition("```sh\n")[2].partition("```")[0]
+    dom0, mark, guest = block.partition("# in the guest")
+    parts = [[line for line in part.splitlines() if line and not line.startswith(("#", ","))] for part in (dom0, guest)]
+    if not mark or not all(parts) or len(sum(parts, [])) > MOST_COMMANDS or not parts[1][-1].startswith("tpm2_getrandom"):
+        raise Failure(f"the README's commands are not what they should be: {parts}")
+    return parts
+
+
+def installs(bed, commands):
+    """The README's commands in dom0, one by one."""
+    told = []
+    for command in commands:
+        start = time.monotonic()
+        bed.machine.must(f"cd /host && {command}", 240)
+        told.append(f"{command.split()[0]} {time.monotonic() - start:.0f} s")
+    return ", ".join(told)
+
+
+def gives_random(guest, commands):
+    """The README's commands in the guest; the last one brings random bytes."""
+    for command in commands:
+        found = guest.must(command, 90)
+    if not re.fullmatch(r"[0-9a-f]{32}", found.strip()):
+        raise Failure(found)
+    return found
+
+
+def show(bed, *names):
+    """Properties of the unit."""
+    text = bed.machine.must(f"systemctl show {UNIT} -p {','.join(names)}")
+    found = dict(line.split("=", 1) for line in text.splitlines())
+    return [found[name] for name in names]
+
+
+def runs(bed):
+    """The unit is active, enabled, has not failed, and says how many vTPMs there are."""
+    found = show(bed, "ActiveState", "SubState", "UnitFileState", "Result", "StatusText")
+    if found != ["active", "running", "enabled", "success", "1 vTPMs"]:
+        raise Failure(f"{found}\n{bed.machine.run(f'systemctl status {UNIT}')[1]}")
+    failed = bed.machine.must("systemctl --failed --plain --no-legend")
+    if UNIT in failed:
+        raise Failure(failed)
+    return f"other units that failed: {' '.join(re.findall(r'^\\S+', failed, re.MULTILINE)) or 'none'}"
+
+
+def journal(bed, domid):
+    """Lines are in the journal with their level, and those about the vTPM say which."""
+    lines = [json.loads(line) for line in bed.machine.must(f"journalctl -u {UNIT} -o json --no-pager").splitlines()]
+    ours = [line for line in lines if line.get("_COMM") == "xen-vtpmd"]
+    if not any(line["MESSAGE"].startswith(f"vtpm {domid}/0: ") for line in ours):
+        raise Failure("\n".join(line["MESSAGE"] for line in lines))
+    odd = [line for line in ours if line["PRIORITY"] != "6" or line["MESSAGE"].startswith("<")]
+    if odd:
+        raise Failure("\n".join(f"{line['PRIORITY']} {line['MESSAGE']}" for line in odd))
+    return f"{len(ours)} lines"
+
+
+def swtpm_status(bed):
+    """The only swtpm: its process, and what the kernel says of it."""
+    pid = bed.machine.must("pidof swtpm").strip()
+    if not pid.isdigit():
+        raise Failure(f"not one swtpm: {pid}")
+    return pid, dict(line.split(":\t", 1) for line in bed.machine.must(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
+
+
+def confined(bed):
+    """The unit's sandbox has not kept the launcher from making swtpm's own."""
+    pid, status = swtpm_status(bed)
+    wanted = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": "0" * 16, "CapBnd": "0" * 16}
+    found = {name: status[name] for name in wanted}
+    files = bed.machine.must(f"ls /proc/{pid}/root").split()
+    if found != wanted or int(status["Uid"].split()[0]) < 1_900_000_000 or "proc" in files or "state" not in files:
+        raise Failure(f"{found}, uids {status['Uid']}, sees {files}")
+    daemon, = show(bed, "MainPID")
+    same = bed.machine.must(f"for kind in net ipc mnt; do readlink /proc/{pid}/ns/$kind /proc/{daemon}/ns/$kind; done | "
+                            "sort | uniq -d").strip()
+    if same:
+        raise Failure(f"swtpm has the daemon's {same}")
+    return f"user {status['Uid'].split()[0]}"
+
+
+def keeps(bed, guest, what):
+    """Something is done to the daemon: another one serves the guest, by the same swtpm with the same PCRs."""
+    before, pcrs = [*show(bed, "MainPID"), swtpm_status(bed)[0]], guest.must("tpm2_pcrread sha256:16")
+    bed.machine.must(what, 180)
+    until = time.monotonic() + 20
+    while (found := show(bed, "ActiveState", "MainPID"))[0] != "active" or found[1] == before[0]:
+        if time.monotonic() > until:
+            raise Failure(f"the daemon was {before[0]}, and now: {found}")
+        time.sleep(0.5)
+    if "0" * 64 in pcrs or guest.must("tpm2_pcrread sha256:16") != pcrs or swtpm_status(bed)[0] != before[1]:
+        raise Failure(f"PCR 16 was {pcrs}, swtpm {before[1]}, and now {swtpm_status(bed)[0]}")
+    guest.must("tpm2_getrandom 8")
+    runs(bed)
+
+
+def certified(bed):
+    """State with certificates, which many libraries and a program in Python take part in, is made in the sandbox."""
+    bed.machine.must("sed -i 's/^#certificates = .*/certificates = true/' /etc/xen-vtpmd.toml && xen-vtpmd check-config && "
+                     f"systemctl restart {UNIT}")
+    start = time.monotonic()
+    # It may take longer than xl waits; it is made all the same.
+    bed.machine.run(f"xl vtpm-attach guest uuid={CERTIFIED} backend=0", 60)
+    while bed.machine.run(f"test -e {STATE}/{CERTIFIED}/tpm2-00.permall && test -e {CA}/issuercert.pem")[0]:
+        if time.monotonic() > start + 90:
+            raise Failure(bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"))
+        time.sleep(1)
+    seconds = time.monotonic() - start
+    bed.machine.run(f"xl vtpm-detach guest {CERTIFIED}", 60)
+    return f"{seconds:.0f} s"
+
+
+def verified(bed):
+    """systemd finds nothing to warn of in the unit."""
+    found = bed.machine.must(f"systemd-analyze verify --man=no {UNIT} 2>&1", 120)
+    if UNIT in found:
+        raise Failure(found)
+
+
+def security(bed):
+    """What systemd thinks of the sandbox."""
+    text = bed.machine.must(f"systemd-analyze security --no-pager {UNIT}", 120)
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+) (\w+)", text)
+    with open(f"{bed.machine.work}/security.txt", "w", encoding="utf-8") as file:
+        file.write(text)
+    if float(level[1]) > MOST_EXPOSED:
+        raise Failure(text)
+    return f"exposure {level[1]} ({level[2]})"
+
+
+
+def left(bed):
+    """What there is of the package: processes, TPMs' state, configuration, what is in /run."""
+    state = bed.machine.run(f"find {STATE} -name '*.permall'")
+    return {"processes": bed.machine.run("pidof xen-vtpmd swtpm swtpm_setup")[1].split(),
+            "state": None if state[0] else sorted(state[1].split()),
+            "config": bed.machine.run("test -e /etc/xen-vtpmd.toml")[0] == 0,
+            "run": bed.machine.run("test -e /run/xen-vtpmd")[0] == 0}
+
+
+def removed(bed, guest):
+    """No process is left, and all the state is; the guest has no TPM."""
+    state = left(bed)["state"]
+    bed.machine.must("dpkg --remove xen-vtpmd", 120)
+    found = left(bed)
+    if not state or found != {"processes": [], "state": state, "config": True, "run": False}:
+        raise Failure(f"{found}, with the state {state} before")
+    failed = bed.machine.must("systemctl --failed --plain --no-legend")
+    if UNIT in failed or guest.run("tpm2_getrandom 8").code == 0:
+        raise Failure(f"failed: {failed}; or the guest still has a TPM")
+    return f"state of {len(state)} TPMs"
+
+
+def purged(bed):
+    """Nothing is left at all."""
+    bed.machine.must("dpkg --purge xen-vtpmd", 120)
+    found = left(bed)
+    if found != {"processes": [], "state": None, "config": False, "run": False}:
+        raise Failure(str(found))
+
+
+def prepare():
+    """The package, and the system that it is installed in."""
+    build_deb()
+    dom0_disk()
+
+
+def run(bed):
+    """From apt to dpkg --purge; the journal is left in the shared folder."""
+    package = deb()
+    seconds = bed.boot_disk(dom0_disk(), {os.path.basename(package): package})
+    bed.report.add(bed.suite, "dom0 boots with systemd", "pass", seconds)
+    try:
+        steps(bed, os.path.basename(package))
+    finally:
+        with contextlib.suppress(BedError):
+            bed.machine.run("journalctl -b --no-pager -o short-monotonic >/host/journal.txt")
+
+
+def steps(bed, package):
+    """What happens in that dom0."""
+    dom0, domu = readme()
+    # What the README's reader has already. xl maps these files, which takes long from the shared folder.
+    bed.machine.must("cp -r /host/boot /run")
+    guest = Guest(bed.machine, "guest", kernel="'/run/boot/vmlinux'", ramdisk="'/run/boot/guest.cpio'",
+                  options="bed.driver=rust bed.tpms=2.0")
+    guest.config = "/etc/xen/guest.cfg"
+    guest.write_config()
+    bed.record("the README's commands in dom0", installs, bed, dom0)
+    guest.attach()
+    guest.wait_ready()
+    bed.record("the README's commands in the guest", gives_random, guest, domu)
+    bed.record("the unit is active and has not failed", runs, bed)
+    bed.record("journal", journal, bed, bed.machine.must("xl domid guest").strip())
+    bed.record("swtpm is confined", confined, bed)
+    guest.must(f"tpm2_pcrextend 16:sha256={WORD}")
+    for what in (f"systemctl restart {UNIT}", f"systemctl kill -s KILL {UNIT} --kill-whom=main",
+                 f"cd /host && dpkg -i {package}"):
+        bed.record(f"the guest keeps its TPM: {what.split(' && ')[-1]}", keeps, bed, guest, what)
+    bed.record("certificates", certified, bed)
+    bed.record("systemd-analyze verify", verified, bed)
+    bed.record("systemd-analyze security", security, bed)
+    bed.record("removed: no process is left, the state is", removed, bed, guest)
+    bed.record("purged: nothing is left", purged, bed)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Checks that need no guest: Cargo's, and the rules of the sources."""
+
+import os
+import re
+import subprocess
+
+from tools.build import cargo_environment
+from testbed.report import Failure
+from tools.sources import read, sources
+from tools.steps import LOGS, TOP, logged
+
+CARGO = (
+    ("cargo test", ["cargo", "test", "--workspace"], {}),
+    ("cargo clippy", ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], {}),
+    ("cargo fmt", ["cargo", "fmt", "--all", "--check", "--", "--color", "never"], {}),
+    ("cargo doc", ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"],
+     {"RUSTDOCFLAGS": "-D warnings"}),
+)
+DEEP = (
+    ("tests that take long, and 10^7 steps of the backend's fuzzer",
+     ["cargo", "test", "--release", "-p", "xen-vtpmd", "--", "--include-ignored"], {"XEN_VTPMD_STEPS": "10000000"}),
+)
+SOURCES = (".rs", ".c", ".h", ".py", ".sh", ".toml", ".rst")
+NAMED_SOURCES = ("Makefile", "Kbuild", "Kconfig", "packages")
+UNSAFE_ROOMS = ("src/xen/", "src/tpm/", "src/xen_sys/")
+LONGEST = 500
+
+
+def none(found):
+    """Fails when there is something in the list."""
+    if found:
+        raise Failure("\n".join(found))
+
+
+def cargo(name, command, environment):
+    """Runs one of Cargo's commands."""
+    log = re.sub("[^a-z0-9]+", "-", name) + ".log"
+    code = logged(["nice", *command], log, cwd=TOP, env={**cargo_environment(), **environment})
+    with open(f"{LOGS}/{log}", encoding="utf-8", errors="replace") as file:
+        text = file.read()
+    if code:
+        raise Failure(text[-4000:])
+    if command[1] == "test":
+        passed = sum(int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE))
+        if not passed:
+            raise Failure("cargo test ran no test")
+        return f"{passed} tests"
+    return ""
+
+
+def kernel_rustfmt(kernel):
+    """The module's Rust is formatted as the kernel's is."""
+    files = [f"{TOP}/{name}" for name in sources() if name.startswith("src/") and name.endswith(".rs")]
+    if not files:
+        raise Failure("no Rust file under src/")
+    done = subprocess.run(["rustfmt", "--edition", "2021", "--check", "--config-path",
+                           f"{kernel.source}/.rustfmt.toml", *files],
+                          capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Failure((done.stdout + done.stderr)[-3000:])
+
+
+def licences():
+    """Every source file says its licence in its first lines."""
+    none([name for name in sources()
+          if (name.endswith(SOURCES) or os.path.basename(name) in NAMED_SOURCES or
+              read(name).startswith("#!"))
+          and "SPDX-License-Identifier: GPL-2.0" not in "\n".join(read(name).splitlines()[:2])])
+
+
+def unsafe_rooms():
+    """Only the rooms of raw bindings and their safe wrappers have unsafe code in the module."""
+    word = re.compile(r"\bunsafe\b(?!_)")
+    none([f"{name}:{number}: {line.strip()}" for name in sources()
+          if name.startswith("src/") and name.endswith(".rs") and not name.startswith(UNSAFE_ROOMS)
+          for number, line in enumerate(read(name).splitlines(), 1)
+          if word.search(line.split("//")[0]) and not re.search(r"(deny|forbid)\(.*unsafe", line)])
+
+
+def lengths():
+    """No file is too long to be read at once."""
+    none([f"{name}: {count} lines" for name in sources()
+          if (count := read(name).count("\n")) > LONGEST and not name.startswith(("LICENSES/", "COPYING", "Cargo.lock"))])
+
+
+def no_hosts():
+    """No archive's host is named: it is the reader's machine that knows its own."""
+    word = re.compile(r"\b(deb|ftp|snapshot|security)\.debian\.org|\bmirror\.[a-z]|(static|index)\.crates\.io")
+    none([f"{name}: {match[0]}" for name in sources()
+          if name != "tests/suites/host.py" and (match := word.search(read(name)))])
+
+
+def run(report, kernels):
+    """Runs the suite."""
+    first = next(kernel for kernel in kernels if kernel.bootable)
+    for name, command, environment in CARGO:
+        report.check("host", name, cargo, name, command, environment)
+    report.check("host", "rustfmt with the kernel's rules", kernel_rustfmt, first)
+    report.check("host", "every source file names its licence", licences)
+    report.check("host", "unsafe only in src/xen, src/tpm and src/xen_sys", unsafe_rooms)
+    report.check("host", f"no file over {LONGEST} lines", lengths)
+    report.check("host", "no archive host in the sources", no_hosts)
+
+
+def run_deep(report):
+    """Runs what is too slow for every day."""
+    for name, command, environment in DEEP:
+        report.check("host", name, cargo, name, command, environment)

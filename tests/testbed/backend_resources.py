@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the backend has in dom0 (processes, descriptors, grants, ports) and what it says in its log."""
+
+import collections
+import json
+import re
+
+from testbed.report import Failure
+
+# Sockets and pipes have numbers, and a vTPM's files have its name.
+NUMBERS = re.compile(r":\[\d+\]|[0-9a-f]{8}-[0-9a-f-]{27}")
+
+LOOK = """
+pid=$(cat /run/xen-vtpmd.pid)
+for fd in /proc/$pid/fd/*; do [ -e "$fd" ] || [ -L "$fd" ] && echo "fd $(readlink "$fd")"; done
+echo "grants $(grep -c gntdev /proc/$pid/maps)"
+for name in xen-vtpmd swtpm swtpm_setup; do echo "$name $(pidof $name | wc -w)"; done
+echo "zombies $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ')"
+echo "dying $(xl list | grep -c '(null)')"
+xl dmesg -c >/dev/null
+xl debug-keys e
+echo "ports $(xl dmesg -c | sed -n '/for domain 0/,/for domain [1-9]/p' | grep -c 's=3 .* d=[1-9]')"
+"""
+
+
+def holdings(machine):
+    """How many of each thing the backend has; `ports` are all of dom0's that lead to guests."""
+    found = collections.Counter()
+    for line in machine.must(LOOK).splitlines():
+        name, _, value = line.partition(" ")
+        if name == "fd":
+            found["fd " + NUMBERS.sub("", value)] += 1
+        else:
+            found[name] = int(value)
+    return found
+
+
+def compare(before, after):
+    """Fails when it has more or less than before."""
+    wrong = [f"{name}: {before[name]} before, {after[name]} now"
+             for name in sorted(before | after) if before[name] != after[name]]
+    if wrong:
+        raise Failure("; ".join(wrong))
+    return ", ".join(f"{name} {count}" for name, count in sorted(after.items()) if count)
+
+
+def cpu_seconds(machine):
+    """The processor time that the daemon has used."""
+    stat = machine.must("cat /proc/$(cat /run/xen-vtpmd.pid)/stat")
+    fields = stat.rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
+
+
+def counters(machine, guest):
+    """What the daemon's status says of the guest's first vTPM, and of the daemon itself (`daemon_us`)."""
+    domid = int(machine.must(f"xl domid {guest.name}"))
+    report = json.loads(machine.must("xen-vtpmd status --json"))
+    found = [vtpm for vtpm in report["vtpms"] if (vtpm["domid"], vtpm["devid"]) == (domid, 0)]
+    if not found:
+        raise Failure(f"domain {domid} has no vTPM: {report}")
+    return {**found[0], "daemon_us": report["used_us"]}
+
+
+def share(before, after):
+    """What part of swtpm's processor time the daemon's is between two looks at the counters, and that in words."""
+    names = ("commands", "daemon_us", "swtpm_used_us", "timed", "own_us", "swtpm_us")
+    commands, daemon, swtpm, timed, own, rest = (after[name] - before[name] for name in names)
+    if not timed:
+        raise Failure(f"no command was timed: {before}, {after}")
+    return daemon / swtpm, f"{commands} commands, each {daemon / commands:.0f} us of the daemon and " \
+        f"{swtpm / commands:.0f} us of swtpm ({100 * daemon / swtpm:.1f} %); {timed} timed, each " \
+        f"{own / timed:.0f} us of the daemon and {rest / timed:.0f} us of the rest"
+
+
+def log(machine):
+    """What the daemons have logged so far."""
+    with open(f"{machine.share}/xen-vtpmd.log", encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def no_panic(machine):
+    """Fails when a daemon panicked, or is not there."""
+    found = re.findall(r".*panicked at.*", log(machine))
+    if found:
+        raise Failure("\n".join(found))
+    machine.must("kill -0 $(cat /run/xen-vtpmd.pid)")
+
+
+def reasons(machine):
+    """The reasons of failures that xenstore has."""
+    return machine.must("xenstore-ls -f /local/domain/0/error 2>/dev/null || :")

@@ -1,0 +1,379 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A guest and a backend that misbehaves, one named way after the other; what came of it, as a table."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import threading
+
+from testbed import programs
+from testbed.machine import BedError
+from tools import steps
+from testbed.report import Failure
+
+PROGRAM = "/usr/sbin/xen-hostile-backend"
+SECRET = "a secret of this guest."
+# A command that nobody cancels has 60 s, and its cancel 5 s.
+DEADLINE = 75
+# The core gives two minutes to commands whose duration it does not know, as the first of a probe and the last one.
+FIRST = 140
+# What is left of the guest's speed under a storm, against a backend that only uses its processor.
+SPEED = 0.5
+# The guest sees to other watches within this time.
+PROMPT = 5.0
+FILE = "/run/hostile.file"
+# These change answers that only a TPM of this version gives.
+ONE_VERSION = {"1.2": ("durations-endless", "durations-none"),
+               "2.0": ("banks-none", "banks-many", "banks-endless", "banks-long", "properties-absurd")}
+# What the storm is measured against: a backend that only uses its processor.
+CONTROL = "spin"
+TURNS = 3
+# How long the storm lasts in all, in seconds.
+STORM = 30
+# After these kinds it goes on with the same connection, or has asked for another one itself.
+SAME_CONNECTION = ("command", "secret", "deadline", "storm", "unbind")
+# A backend of another protocol is refused for good: the driver has to be bound anew, as the kernel's log says.
+REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
+
+# Scenarios run side by side, and have one table.
+TABLE = threading.Lock()
+
+START = """
+swtpm socket {version} --tpmstate dir=/var/lib/xen-vtpmd/{uuid} --server type=unixio,path=/run/hostile.tpm \\
+	--ctrl type=unixio,path=/run/hostile.control --flags not-need-init,startup-clear >/host/hostile-swtpm.log 2>&1 &
+until [ -S /run/hostile.tpm ]; do sleep 0.1; done
+xen-hostile-backend serve /run/hostile.tpm >/host/hostile-backend.log 2>&1 &
+until grep -q ready /host/hostile-backend.log; do kill -0 $! || exit 1; sleep 0.1; done
+"""
+
+
+@dataclasses.dataclass
+class Behaviour:
+    """A line of the program's list."""
+
+    name: str
+    kind: str
+    expect: str
+    wrong: str
+
+
+def behaviours():
+    """All of them, by name, in the program's order."""
+    done = subprocess.run([programs.hostile_backend_path(), "list"], capture_output=True, text=True, check=True)
+    return {line.split("\t")[0]: Behaviour(*line.split("\t")) for line in done.stdout.splitlines()}
+
+
+SPLAT = re.compile(r"WARNING:|BUG:|Oops|Call Trace|general protection|RIP:|Kernel panic|blocked for more")
+
+
+def as_expected(found, expect, any_errno=False):
+    """Whether each try ended as one of its alternatives says. A driver that is not ours may have errnos of its own, and
+    give up by itself what ours waits for."""
+    def plain(word):
+        return re.sub(r"^(self|cancel):(E[A-Z]+|ok)$", lambda match: match[2][:1], word) if any_errno else word
+
+    wanted = expect.split()
+    return len(found) == len(wanted) and all(
+        plain(word) in map(plain, words.split("|")) for word, words in zip(found, wanted))
+
+
+class Trial:
+    """One guest with one vTPM, whose backend is told how to behave."""
+
+    def __init__(self, bed, vtpm):
+        self.bed, self.vtpm, self.machine = bed, vtpm, bed.machine
+        self.c_driver = bed.driver == "c"
+        # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
+        options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
+        self.guest = bed.new_guest("victim", [] if self.c_driver else [vtpm], memory=400, options=options)
+        self.load = "load_driver"
+        self.rows, self.ports, self.seen = {}, None, 0
+
+    def start(self):
+        """Puts the hostile backend into the daemon's place, and starts the guest."""
+        self.serve()
+        self.start_guest()
+
+    def serve(self):
+        """Puts the hostile backend into the daemon's place."""
+        self.bed.stop_backend()
+        version = "--tpm2" if self.vtpm.version == "2.0" else ""
+        self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
+
+    def start_guest(self):
+        """Starts the guest, with an honest backend."""
+        self.tell("behave honest")
+        self.guest.start()
+        self.seen = os.path.getsize(self.guest.log)
+        self.ports = self._ports()
+        self.guest.must(f". /bed/lib.sh; {self.load}")
+        if self.c_driver:
+            self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
+        self.guest.must("for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]")
+        self.python("quiet")
+
+    def _ports(self):
+        """How many event channels the guest has."""
+        return int(self.machine.must("lsevtchn $(xl domid victim) | wc -l"))
+
+    def tell(self, order, limit=60):
+        """Gives the backend an order; returns its answer."""
+        return self.machine.must(f"xen-hostile-backend tell {order}", limit).strip()
+
+    def python(self, words, limit=60):
+        """Runs a part of the guest's program; returns its output, which has the name of that part in it."""
+        output = self.guest.must(f"python3 -E -s /bed/hostile.py {words}", limit)
+        name = {"secret": "tries"}.get(words.split()[0], words.split()[0])
+        if f"\n{name} " not in f"\n{output} ":
+            # An oops ends a process without a word.
+            raise BedError(f"the guest's {name} has died: {output}")
+        return output
+
+    def face(self, behaviour):
+        """One behaviour, and whether the guest is well after it. A guest that is not is replaced."""
+        row = {"result": "", "after": "", "verdict": "bad"}
+        self.rows[behaviour.name] = row
+        try:
+            row["result"] = getattr(self, "_" + behaviour.kind.replace("-", "_"))(behaviour, row)
+            self._well(behaviour, row)
+            row["verdict"] = "good"
+        except BedError as why:
+            row["after"] += f" the guest died or hung: {why}"
+        finally:
+            if not row.get("well"):
+                self._replace(row)
+        if row["verdict"] != "good":
+            raise Failure(f"{row['result']}; {row['after']}")
+        return f"{row['result']}; {row['after']}"
+
+    def recorded(self, behaviour):
+        """The same for a driver that is not ours: what it does is taken down, and fails nothing."""
+        try:
+            return "good: " + self.face(behaviour)
+        except Failure as why:
+            return f"bad: {why}".replace("\n", " ")
+
+    def _replace(self, row):
+        with open(self.guest.log, encoding="utf-8", errors="replace") as file:
+            found = [line for line in file.read()[self.seen:].splitlines() if SPLAT.search(line)]
+        if found:
+            row["after"] += f"; its console says: {found[0].strip()[:200]}"
+        self.machine.run("xl destroy victim", 60)
+        for left in (2, 1, 0):
+            try:
+                return self.start_guest()
+            except BedError:
+                if not left:
+                    raise
+                self.machine.run("xl destroy victim", 60)
+
+    def _tries(self, behaviour, row, patience=None, words="tries"):
+        count, patience = len(behaviour.expect.split()), patience or 2 * self.bed.slowness
+        arguments = f" {count} {patience}" if words == "tries" else ""
+        output = self.python(words + arguments, 60 + count * (patience + 45))
+        found = output.split()[1:]
+        row["result"] = " ".join(found)
+        if not as_expected(found, behaviour.expect, self.c_driver):
+            raise Failure(f"not {behaviour.expect}, but {' '.join(found)}")
+        return row["result"]
+
+    def _judged(self, row, function, *arguments):
+        """What a step found is kept, as is that it was not what was expected."""
+        try:
+            return function(*arguments)
+        except Failure as why:
+            row["wrong"] = str(why)
+            return row["result"]
+
+    def _command(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        result = self._judged(row, self._tries, behaviour, row)
+        if "cancel:" in result or "kill:" in result or "stuck:" in result:
+            self.tell(f"behave {behaviour.name}")
+            killed = self.python("killed").split()[1]
+            if killed == "stuck" or (killed != "ended" and float(killed) > self.bed.cancel_limit):
+                row["wrong"] = row.get("wrong", "") + " a killed process is not gone"
+            result += "" if killed == "ended" else f", killed {killed} s"
+        if behaviour.name.startswith("random"):
+            result += f", {self.python('hwrng').strip()}"
+        return result
+
+    def _secret(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        result = self._judged(row, lambda: self._tries(behaviour, row, words="secret"))
+        found = self.tell(f"find {SECRET}")
+        if not re.fullmatch(r"pages [1-9]\d* hits 0 bytes 0", found):
+            row["wrong"] = f"left in the page: {found}"
+        return f"{result}, {found}"
+
+    def _deadline(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        return self._judged(row, self._tries, behaviour, row, DEADLINE)
+
+    def _bus(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}", 120)
+        result = self._judged(row, self._tries, behaviour, row)
+        connections = re.search(r"connections (\d+)", self.tell("status"))[1]
+        return f"{result}, {connections} connections so far"
+
+    def _storm(self, behaviour, row):
+        # In turns, because what else the host does changes.
+        work, taken = {CONTROL: 0, behaviour.name: 0}, 0
+        for name in (CONTROL, behaviour.name) * TURNS:
+            self.tell(f"behave {name}")
+            _, count, events = self.python(f"work {STORM / TURNS}", 120).split()
+            work[name] += int(count)
+            taken += int(events)
+        result = self._judged(row, self._tries, behaviour, row)
+        share = work[behaviour.name] / work[CONTROL]
+        if share < SPEED:
+            row["wrong"] = f"the guest's other work has {share:.2f} of its speed"
+        return f"{result}, {share:.2f} of the speed, {taken} events taken in {STORM} s"
+
+    def _probe(self, behaviour, row, patience=30):
+        self.python("unbind")
+        self.tell(f"behave {behaviour.name}")
+        lines = self.python(f"bind {patience}", patience + 60).splitlines()
+        if len(lines[0].split()) < 4:
+            raise BedError(f"the process that binds has died: {lines}")
+        word, seconds = lines[0].split()[1], lines[0].split()[3]
+        if word not in behaviour.expect.split("|"):
+            row["wrong"] = f"not {behaviour.expect}, but {word}"
+        result = f"{word} after {seconds} s"
+        if word == "device":
+            result += ", " + self.python("tries 1").split()[1]
+        return f"{result} ({lines[-1].split('] ')[-1]})" if len(lines) > 1 else result
+
+    def _slow_probe(self, behaviour, row):
+        return self._probe(behaviour, row, FIRST * self.bed.slowness)
+
+    def _unbind(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        limit = FIRST * self.bed.slowness
+        _, word, seconds = self.python(f"unbind {limit}", limit + 60).split()
+        if word != "ok":
+            row["wrong"] = f"unbinding ends with {word}"
+        self.tell("behave honest")
+        self.python("bind 30", 90)
+        return f"{'unbound' if word == 'ok' else word} after {seconds} s"
+
+    def _suspend(self, behaviour, row):
+        self.machine.must(f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave {behaviour.name}; "
+                          f"wait $!; code=$?; rm -f {FILE}; exit $code", 120)
+        return self._judged(row, self._tries, behaviour, row)
+
+    def _restore(self, behaviour, row):
+        self.machine.must(f"xl save victim {FILE}", 120)
+        self.tell(f"behave {behaviour.name}")
+        self.machine.must(f"xl restore {FILE}; code=$?; rm -f {FILE}; exit $code", 120)
+        self.guest.attach()
+        return self._judged(row, self._tries, behaviour, row)
+
+    def _late(self, behaviour, row):
+        self.python("unbind")
+        self.tell("behave probe-idle")
+        self.python("bind 30", 90)
+        self.tell(f"behave {behaviour.name}")
+        self.tell("reconnect")
+        return self._noticed(row)
+
+    def _watch(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        self.guest.must(f"python3 -E -s /bed/hostile.py tries 1 {DEADLINE} >/run/tries 2>&1 &")
+        result = self._noticed(row)
+        self.guest.run("kill -9 $(pidof python3); while pidof python3; do sleep 0.1; done")
+        return result
+
+    def _noticed(self, row):
+        """How long it takes until the guest notices something else that is written to xenstore."""
+        self.machine.must("sleep 2; xl sysrq victim h")
+        seconds = self.python(f"watch {DEADLINE}", DEADLINE + 60).split()[1]
+        if seconds == "never" or float(seconds) > PROMPT:
+            row["wrong"] = f"the guest's other watches wait for {seconds} s"
+        return f"{'late' if 'wrong' in row else 'prompt'}, after {seconds} s"
+
+    def _well(self, behaviour, row):
+        """The backend is honest again: the TPM has to work. Where it was about the connection, there is another one."""
+        self.tell("behave honest")
+        # A backend that is started anew is more than the C driver survives: it is not blamed for that in every row.
+        if behaviour.kind not in SAME_CONNECTION and not self.c_driver:
+            self.tell("reconnect")
+        refused = behaviour.name in REBOUND
+        # What the C driver has lost it finds again only by a bind, if at all.
+        seconds = 3 if refused else 8 if self.c_driver else 20
+        rebind = refused or not self.c_driver or "probe" in behaviour.kind
+        lines = self.python(f"well {seconds} {int(rebind)}", 180).splitlines()
+        words = next(line for line in lines if line.startswith("well")).split()
+        splats = [line[6:] for line in lines if line.startswith("splat")]
+        row["after"] = " ".join(words[1:])
+        row["well"] = words[1] != "no" and not splats
+        may_rebind = refused or (self.c_driver and "probe" in behaviour.kind)
+        if words[1] != "self" and not (words[1] == "rebound" and may_rebind):
+            row["wrong"] = row.get("wrong", "") + " it does not go on by itself"
+        if splats:
+            row["wrong"] = row.get("wrong", "") + f" the kernel says: {splats[0]}"
+        if "wrong" in row:
+            row["after"] += f"; {row['wrong'].strip()}"
+            raise Failure(f"{row['result']}; {row['after']}")
+
+    def nothing_left(self):
+        """Unbound, the driver has given back its ports, and has not used up grants."""
+        self.python("unbind")
+        ports = self._ports()
+        grants = [int(number) for number in re.search(r"grants (\S*)", self.tell("status"))[1].split(",")]
+        self.python("bind 30")
+        numbers = f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had " \
+            f"{len(set(grants))} grant references from {min(grants)} to {max(grants)}, the last {grants[-1]}"
+        if ports != self.ports or grants[-1] - grants[0] > 80:
+            raise Failure(numbers)
+        return numbers
+
+
+def write_table(column, rows):
+    """Takes the rows of one run into the report's table, build/report/hostile-backend.rst, which has a column for each
+    driver that was run."""
+    os.makedirs(steps.REPORT, exist_ok=True)
+    path = f"{steps.REPORT}/hostile-backend.json"
+    found = {}
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            found = json.load(file)
+    found.setdefault(column, {}).update(rows)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=1)
+    columns = sorted(found, reverse=True)
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - behaviour, and what is wrong"]
+    lines += [f"     - {column}" for column in columns]
+    for behaviour in behaviours().values():
+        cells = [found[column].get(behaviour.name) for column in columns]
+        if any(cells):
+            lines.append(f"   * - **{behaviour.name}**: {behaviour.wrong}")
+            lines += [f"     - {text(cell)}" if cell else "     - not run" for cell in cells]
+    with open(f"{steps.REPORT}/hostile-backend.rst", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def text(cell):
+    """A row's result, as the table has it."""
+    return f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after: {cell['after']}".replace("`", "'")
+
+
+def scenario(bed, names, version="2.0"):
+    """Faces these behaviours, or those that BEHAVIOURS= names, or all, with one guest for as long as it lives."""
+    names = names or (os.environ.get("BEHAVIOURS") or "").split()
+    vtpm = bed.vtpm(version)
+    bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: programs.hostile_backend_path()})
+    trial, known = Trial(bed, vtpm), behaviours()
+    trial.start()
+    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{f', {bed.guest_kernel.series} kernel' if bed.debug else ''}"
+    other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]
+    for name in names or (name for name in known if name != CONTROL and name not in other):
+        bed.record(f"{name}: {known[name].wrong}", trial.recorded if trial.c_driver else trial.face, known[name])
+        with TABLE:
+            write_table(column, trial.rows)
+    if not trial.c_driver:
+        bed.record("event channels and grants are given back", trial.nothing_left)
+        bed.checks(trial.guest, *bed.last_checks())
+        trial.guest.shutdown()

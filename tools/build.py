@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Builds the module for a kernel, and the backend with Debian's crates."""
+
+import os
+
+from tools import cargo_cache
+from tools.steps import BUILD, TOP, must
+
+CARGO_CONFIG = """\
+[source.crates-io]
+replace-with = "debian"
+[source.debian]
+directory = "/usr/share/cargo/registry"
+[net]
+offline = true
+"""
+
+
+def module_path(kernel):
+    """The module built for a kernel."""
+    return f"{BUILD}/module/{kernel.release}/xen-tpmfront.ko"
+
+
+def build_module(kernel):
+    """Builds the module; the log is build/log/module-RELEASE.log."""
+    must(["make", "-j2", "modules", f"KDIR={kernel.build}"], f"module-{kernel.release}.log",
+         f"the module does not build for {kernel.release}")
+
+
+def cargo_environment():
+    """Makes cargo use Debian's crates, with its files under build/."""
+    home = f"{BUILD}/cargo-home"
+    os.makedirs(home, exist_ok=True)
+    with open(f"{home}/config.toml", "w", encoding="ascii") as file:
+        file.write(CARGO_CONFIG)
+    cargo_cache.fetch()
+    return {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo", "CARGO_BUILD_JOBS": "2",
+            "CARGO_TERM_COLOR": "never"}
+
+
+def backend_path():
+    """The backend daemon."""
+    return f"{BUILD}/cargo/release/xen-vtpmd"
+
+
+def build_backend():
+    """Builds the workspace as it is installed."""
+    must(["cargo", "build", "--release", "--workspace"], "backend.log", "the backend does not build",
+         cwd=TOP, env=cargo_environment())

@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Finds the stock kernels that our module is built for, and prepares their trees in the cache."""
+
+import dataclasses
+import fcntl
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import tarfile
+import time
+
+from tools import steps
+from tools.steps import CACHE, StepError, must, output, step
+
+OLDEST = (7, 2)
+FRESH = 7 * 86400
+HEADERS = re.compile(r"linux-headers-((\d+)\.(\d+)\.(\d+)\+deb13-amd64)$")
+XEN = "xen-hypervisor-4.20-amd64"
+LOCKED = ("rustc", "bindgen", "gcc-14", "xen-utils-4.20", "qemu-system-x86", "swtpm", "libtpms0",
+          "tpm2-tools", "trousers", "tpm-tools", "busybox-static")
+# Raise this when the way a tree is prepared changes.
+RECIPE = 1
+
+# What a module's build and our tests read of a kernel's source, beside every Kconfig file.
+KEEP = re.compile(r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|kernel|lib|mm|rust|scripts
+    |security|usr|virt|drivers/(android|base|char/tpm)
+    |tools/(arch|bpf/resolve_btfids|build|include|lib|objtool|scripts|testing/selftests/tpm2))/
+    |[^/]+$|(arch|tools)/[^/]+$""", re.VERBOSE)
+
+
+class Places:
+    """Where a kernel's files are in the cache. The class that is made of this has the `folder`."""
+
+    @property
+    def source(self):
+        """The wanted part of linux-source."""
+        return f"{self.folder}/source"
+
+    @property
+    def build(self):
+        """The O= tree: the KDIR of module builds."""
+        return f"{self.folder}/build"
+
+    @property
+    def vmlinux(self):
+        """The image, uncompressed."""
+        return f"{self.folder}/vmlinux"
+
+
+@dataclasses.dataclass(frozen=True)
+class Kernel(Places):
+    """A stock kernel: its packages' version, and where its prepared files are."""
+
+    release: str
+    series: str
+    version: str
+    bootable: bool
+
+    @property
+    def folder(self):
+        """Where its files are in the cache, by all that they depend on."""
+        rustc = output("rustc", "--version").split()[1]
+        return f"{CACHE}/kernel-{self.version.replace('~', '_')}-rustc{rustc}-{RECIPE}"
+
+    @property
+    def modules(self):
+        """The stock modules, for the bed."""
+        return f"{self.folder}/boot/usr/lib/modules/{self.release}"
+
+    @property
+    def vmlinuz(self):
+        """The stock kernel's image, as a boot loader wants it."""
+        return f"{self.modules}/vmlinuz"
+
+
+def versions(package):
+    """The versions of a package in the index, newest first."""
+    lines = output("apt-cache", "madison", package).splitlines()
+    return [line.split("|")[1].strip() for line in lines]
+
+
+def resolve():
+    """Finds the newest kernel of each series that has a linux-source of the same version."""
+    best = {}
+    for name in output("apt-cache", "pkgnames", "linux-headers-").split():
+        match = HEADERS.match(name)
+        if not match or (int(match[2]), int(match[3])) < OLDEST:
+            continue
+        series = f"{match[2]}.{match[3]}"
+        sources = versions(f"linux-source-{series}")
+        for version in versions(name):
+            if version in sources and int(match[4]) >= best.get(series, (-1,))[0]:
+                bootable = version in versions(f"linux-binary-{match[1]}") and \
+                    version in versions(f"linux-modules-{match[1]}")
+                best[series] = (int(match[4]), Kernel(match[1], series, version, bootable))
+    if not best:
+        raise StepError("the archive's index has no linux-headers 7.2 or later with a linux-source of its version")
+    return [best[series][1] for series in sorted(best, key=lambda text: [int(n) for n in text.split(".")])]
+
+
+def update_index():
+    """Reads the archive's index anew."""
+    must(["apt-get", "-q", "update", "-o", "Acquire::http::Timeout=20", "-o", "APT::Update::Error-Mode=any"],
+         "apt-update.log", "the Debian archive does not answer")
+
+
+def download(folder, *packages):
+    """Downloads packages' archives into `folder`; returns their paths."""
+    shutil.rmtree(folder, ignore_errors=True)
+    os.makedirs(folder)
+    must(["apt-get", "-q", "download", *packages], "apt-download.log",
+         f"cannot download {' '.join(packages)}", cwd=folder)
+    return glob.glob(f"{folder}/*.deb")
+
+
+def kept(name):
+    """Whether a file of linux-source is unpacked for module builds."""
+    return KEEP.match(name) or os.path.basename(name).startswith("Kconfig")
+
+
+def unpack_source(archive, series, target, wanted):
+    """Unpacks the part of linux-source that `wanted` says yes to."""
+    inner = f"./usr/src/linux-source-{series}.tar.xz"
+    pipe = f"dpkg-deb --fsys-tarfile {archive} | tar -xO {inner} | xz -dc"
+    with subprocess.Popen(["bash", "-o", "pipefail", "-c", pipe], stdout=subprocess.PIPE) as process:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
+            for member in tar:
+                _, _, name = member.name.partition("/")
+                if name and wanted(name):
+                    member.name = name
+                    tar.extract(member, target, filter="tar")
+        process.stdout.read()
+    if process.returncode:
+        raise StepError(f"cannot unpack {archive}")
+
+
+def check_compiler(config):
+    """Rust's metadata has to come from the very compiler that built the kernel."""
+    with open(config, encoding="utf-8") as file:
+        text = file.read()
+    if "CONFIG_RUST=y" not in text:
+        raise StepError(f"{config}: this kernel has no CONFIG_RUST")
+    wanted = re.search(r'CONFIG_RUSTC_VERSION_TEXT="(.*)"', text)[1]
+    have = output("rustc", "--version").strip()
+    if wanted != have:
+        raise StepError(f"the kernel was built by '{wanted}', and the root has '{have}'")
+
+
+def prepare_tree(kernel, work):
+    """Makes the O= tree: the stock configuration and symbols, with Rust's metadata."""
+    headers = f"{work}/headers/usr/src/linux-headers-{kernel.release}"
+    check_compiler(f"{headers}/.config")
+    os.makedirs(kernel.build)
+    for name in (".config", "Module.symvers", ".kernelvariables", "vmlinux"):
+        shutil.copy(f"{headers}/{name}", kernel.build)
+    make = ["nice", "make", "-C", kernel.source, f"O={kernel.build}"]
+    log = f"prepare-{kernel.series}.log"
+    must(make + ["olddefconfig"], log, "cannot configure the kernel tree")
+    with open(f"{headers}/.config", "rb") as old, open(f"{kernel.build}/.config", "rb") as new:
+        if old.read() != new.read():
+            raise StepError(f"the configuration of {kernel.release} changed in olddefconfig: another compiler?")
+    must(make + ["-j2", "modules_prepare"], log, "cannot prepare the kernel tree")
+    for name in ("rust/libkernel.rmeta", "tools/objtool/objtool", "scripts/mod/modpost"):
+        if not os.path.exists(f"{kernel.build}/{name}"):
+            raise StepError(f"modules_prepare made no {name}: see build/log/{log}")
+
+
+def prepare_boot(kernel, work):
+    """Unpacks what boots: the stock kernel and its modules."""
+    packages = [f"linux-{part}-{kernel.release}={kernel.version}" for part in ("binary", "modules")]
+    if kernel.version in versions(f"linux-base-{kernel.release}"):
+        packages.append(f"linux-base-{kernel.release}={kernel.version}")
+    for archive in download(f"{work}/boot", *packages):
+        must(["dpkg-deb", "-x", archive, f"{kernel.folder}/boot"], "unpack.log", "cannot unpack the kernel")
+    must(["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed")
+    # The last step, so that its result stands for all of them.
+    with open(kernel.vmlinux + ".new", "wb") as file:
+        subprocess.run([f"{kernel.source}/scripts/extract-vmlinux", kernel.vmlinuz],
+                       stdout=file, stderr=subprocess.DEVNULL, check=True)
+    os.rename(kernel.vmlinux + ".new", kernel.vmlinux)
+
+
+def prepare_kernel(kernel):
+    """Makes what is not complete of the kernel's folder in the cache. A kernel's binary may come later."""
+    stamp, work = f"{kernel.folder}/complete", f"{kernel.folder}/work"
+    if not os.path.exists(stamp):
+        shutil.rmtree(kernel.folder, ignore_errors=True)
+        os.makedirs(kernel.folder)
+        with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
+            source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
+            headers, = download(f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}")
+            must(["dpkg-deb", "-x", headers, f"{work}/headers"], "unpack.log", "cannot unpack the headers")
+        with step(f"unpacking the source of {kernel.release}"):
+            unpack_source(source, kernel.series, kernel.source, kept)
+        with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
+            prepare_tree(kernel, work)
+        with open(stamp, "w", encoding="ascii") as file:
+            file.write(kernel.version + "\n")
+    if kernel.bootable and not os.path.exists(kernel.vmlinux):
+        shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
+        with step(f"downloading the kernel and modules of {kernel.release} (about 180 MB)"):
+            prepare_boot(kernel, work)
+    shutil.rmtree(work, ignore_errors=True)
+    os.utime(kernel.folder)
+
+
+def xen_image(version):
+    """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a boot loader."""
+    folder = f"{CACHE}/xen-{version.replace('~', '_')}"
+    image = f"{folder}/xen"
+    if not os.path.exists(image):
+        archive, = download(f"{folder}.new", f"{XEN}={version}")
+        must(["sh", "-c", f"dpkg-deb --fsys-tarfile {archive} | tar -xO --wildcards './boot/xen-*-amd64.gz'"
+              f" | gunzip >{folder}.new/xen"], "xen.log", "cannot unpack Xen")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(f"{folder}.new", folder)
+    return image
+
+
+def forget_old(kernels):
+    """Removes kernels that no run used for two weeks."""
+    for folder in glob.glob(f"{CACHE}/kernel-*"):
+        if folder not in [kernel.folder for kernel in kernels] and \
+                os.path.getmtime(folder) < time.time() - 2 * FRESH:
+            shutil.rmtree(folder)
+
+
+def write_lock(kernels, xen_version):
+    """Writes the versions of all that the run is made of."""
+    os.makedirs(steps.REPORT, exist_ok=True)
+    lines = [f"linux-{kernel.series} = {kernel.version} ({kernel.release})" for kernel in kernels]
+    lines.append(f"{XEN} = {xen_version}")
+    lines += output("dpkg-query", "-W", "-f", "${Package} = ${Version}\n", *LOCKED).splitlines()
+    with open(f"{steps.REPORT}/versions.lock", "w", encoding="ascii") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+
+def prepare():
+    """Returns the kernels, ready to be built for, and the path of Xen."""
+    # By the root, too: one that was just made has no index to download by.
+    root = os.stat("/").st_ino
+    known = f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
+    with open(f"{CACHE}/lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.environ.get("COLD"):
+            for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
+                shutil.rmtree(path)
+            for path in glob.glob(f"{CACHE}/resolved-*") + glob.glob(f"{CACHE}/dom0-*.img"):
+                os.unlink(path)
+        if not os.path.exists(known) or os.path.getmtime(known) < time.time() - FRESH:
+            with step("reading the archive's index"):
+                update_index()
+                found = {"kernels": [dataclasses.asdict(kernel) for kernel in resolve()], "xen": versions(XEN)[0]}
+            with open(known + ".new", "w", encoding="ascii") as file:
+                json.dump(found, file)
+            os.rename(known + ".new", known)
+        with open(known, encoding="ascii") as file:
+            found = json.load(file)
+        kernels = [Kernel(**fields) for fields in found["kernels"]]
+        for kernel in kernels:
+            prepare_kernel(kernel)
+        xen = xen_image(found["xen"])
+        forget_old(kernels)
+    if not any(kernel.bootable for kernel in kernels):
+        raise StepError("none of the archive's kernels has its binary package: nothing to boot")
+    write_lock(kernels, found["xen"])
+    return kernels, xen

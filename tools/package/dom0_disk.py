@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A disk with a Debian system that has systemd, apt and Xen's tools, for a dom0 that packages are installed in."""
+
+import glob
+import hashlib
+import os
+import shutil
+import time
+
+from tools.steps import CACHE, TOP, must, output, step
+
+RECIPE = f"{TOP}/tools/package/dom0"
+# Libraries and tools that swtpm needs are there, as on most machines; swtpm itself is not.
+PACKAGES = "systemd-sysv,udev,kmod,procps,xen-utils-4.20,xen-utils-common,xenstore-utils," \
+    "adduser,gnutls-bin,libjson-glib-1.0-0,libtpms0"
+SIZE = "1G"
+KEPT = 14 * 86400
+# Nothing here reads them; what is installed later has them again.
+UNREAD = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man", "zoneinfo")]
+
+
+def key():
+    """By the recipe, and by what has to fit to the package that is built in the root."""
+    parts = [PACKAGES, SIZE, *UNREAD, output("dpkg-query", "-W", "libc6", "libxenstore4", "swtpm")]
+    for name in (__file__, *(f"{RECIPE}/{name}" for name in ("customize", "bed-agent.service", "agent"))):
+        with open(name, encoding="utf-8") as file:
+            parts.append(file.read())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def dom0_disk():
+    """The disk, made once; it is not to be written to."""
+    disk = f"{CACHE}/dom0-{key()}.img"
+    if not os.path.exists(disk):
+        with step("making a Debian system for dom0 (about 80 MB to download, 2 minutes)"):
+            _make(disk)
+    os.utime(disk)
+    for old in glob.glob(f"{CACHE}/dom0-*.img"):
+        if os.path.getmtime(old) < time.time() - KEPT:
+            os.unlink(old)
+    return disk
+
+
+def _make(disk):
+    tree, new = f"{disk}.tree-{os.getpid()}", f"{disk}.new-{os.getpid()}"
+    try:
+        must(["mmdebstrap", "--mode=root", "--variant=apt", "--architectures=amd64", f"--include={PACKAGES}",
+              "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=APT::Sandbox::User \"root\"", *UNREAD,
+              "--skip=cleanup/apt",
+              f"--customize-hook={RECIPE}/customize \"$1\" {RECIPE}",
+              "trixie", tree, *glob.glob("/etc/apt/sources.list.d/*")],
+             "mmdebstrap.log", "the system for dom0 cannot be made")
+        # No journal: each run starts from this file again.
+        must(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, new, SIZE], "mke2fs.log",
+             "the disk for dom0 cannot be made")
+        os.rename(new, disk)
+    finally:
+        shutil.rmtree(tree, ignore_errors=True)

@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make series: the project's source as patches to a kernel tree, in that tree's own style. The abstractions go to
+rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written twice."""
+
+import functools
+import glob
+import os
+import re
+import shutil
+
+from tools.kernels import intree
+from tools.series import rust_use
+from tools.steps import BUILD, StepError, must, output, step
+from tools.sources import read, sources
+
+OUT = f"{BUILD}/series"
+TREE = f"{OUT}/tree"
+DRIVER = "drivers/char/tpm/xen-tpmfront"
+AUTHOR = ("-c", "user.name=The xen-tpmfront developers", "-c", "user.email=xen-tpmfront@example.org")
+
+# What the series changes of the tree's files.
+CHANGED = ("rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/helpers/completion.c",
+           "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
+           "MAINTAINERS")
+
+# What of the protocol is not Xen's, but any TPM's: the chip's abstraction needs it, and has it there.
+OF_ANY_TPM = ("banks", "life")
+
+# Out of tree these stand in for what the tree has, or will have.
+PLAIN = (
+    (r"xen_sys::(?:rust_helper_)?", "bindings::"),
+    (r"\bpub\(crate\) use module_xenbus_driver;\n", ""),
+    (r"\bmacro_rules! module_xenbus_driver", "#[macro_export]\nmacro_rules! module_xenbus_driver"),
+    (r"(?<![:\w$])kernel::", "crate::"),
+    (r"pub\(crate\) ", "pub "),
+    (r"use super::packet::HEADER_SIZE;\n", ""),
+    (r"HEADER_SIZE", "10"),
+)
+
+
+def compat(kernel):
+    """What src/xen_sys/compat.rs has for this kernel, as regular expressions."""
+    with open(f"{kernel}/Makefile", encoding="utf-8") as file:
+        numbers = re.findall(r"^(?:VERSION|PATCHLEVEL) = (\d+)", file.read(), re.MULTILINE)
+    new = [int(number) for number in numbers] >= [7, 3]
+    found = re.findall(r"#\[cfg\((not\()?kernel_7_3\)?\)\]\n.* const (\w+): [^=]*= (.*);", read("src/xen_sys/compat.rs"))
+    return tuple((rf"xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new)
+
+
+def with_kunit(name, suite):
+    """A source file whose unit tests are KUnit's, in a suite of this name, rather than Cargo's."""
+    suite += "_" + os.path.splitext(os.path.basename(name))[0]
+    return read(name).replace("#[cfg(test)]\nmod tests {", f"#[::kernel::macros::kunit_tests({suite})]\nmod tests {{")
+
+
+def abstraction(name, room, rules):
+    """A file of a room, src/xen or src/tpm, as the kernel crate has it."""
+    def path(parts):
+        if parts[0] == "kernel":
+            parts = ("crate", *parts[1:])
+        if parts == ("crate", "xen_sys"):
+            return "crate", "bindings"
+        if parts[:2] == ("crate", "protocol"):
+            return "super", *parts[2:]
+        return parts
+
+    return substituted(rust_use.rewrite(with_kunit(name, f"rust_kernel_{room}"), path), rules + PLAIN)
+
+
+def driver(name):
+    """A file of the driver as it is there: the abstractions are the kernel crate's."""
+    def path(parts):
+        if parts[:2] == ("crate", "protocol") and parts[2] in OF_ANY_TPM:
+            return "kernel", "tpm", *parts[2:]
+        return ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
+
+    return rust_use.rewrite(with_kunit(name, "xen_tpmfront"), path)
+
+
+def substituted(text, rules):
+    """Applies regular expressions."""
+    for pattern, new in rules:
+        text = re.sub(pattern, new, text)
+    return text
+
+
+def root():
+    """The driver's crate root: without the rooms that are the kernel's, and with the check of the wire's layout against
+    the tree's own header."""
+    text = substituted(read("src/xen_tpmfront.rs"), (
+        (r"(?m)^mod (tpm|xen|xen_sys);\n", ""),
+        (r"(?m)^// For the backend.*\n// all that.*\n", ""),
+        (r'#\[path = "protocol/mod.rs"\]\n', ""),
+        (r"xen::bus::module_xenbus_driver!", "kernel::module_xenbus_driver!"),
+        (r"\n//!\n//! `Documentation/.*\n", "\n"),
+    ))
+    checks = re.search(r"^// The wire's Rust side.*?^};\n", read("src/xen_sys/mod.rs"), re.MULTILINE | re.DOTALL)[0]
+    return text + "\n" + substituted(checks, (
+        (r"use crate::protocol::layout;\n", "use kernel::bindings;\n    use protocol::layout;\n"),
+        (r"\btpmif_page\b", "bindings::vtpm_shared_page"),
+        (r"\btpmif_state_TPMIF_(\w+)", r"bindings::vtpm_shared_page_state_VTPM_STATE_\1"),
+    ))
+
+
+def helpers():
+    """The C helper of src/xen_sys/helpers.c that is Xen's, and that which is completion's."""
+    text = read("src/xen_sys/helpers.c")
+    found = re.findall(r"^((?:bool|void) rust_helper_\w+\(.*?^}\n)", text, re.MULTILINE | re.DOTALL)
+    by_name = {re.search(r"rust_helper_(\w+)", function)[1]: "__rust_helper " + function for function in found}
+    return by_name.pop("xen_has_pv_devices"), by_name.pop("reinit_completion"), by_name
+
+
+class Tree:
+    """The kernel tree's files that the series is about, as a git repository."""
+
+    def __init__(self, kernel):
+        self._rules = compat(kernel)
+        shutil.rmtree(OUT, ignore_errors=True)
+        for name in CHANGED:
+            if not os.path.exists(f"{kernel}/{name}"):
+                raise StepError(f"{kernel} has no {name}: is it a kernel tree with Rust, 7.2 or later?")
+            os.makedirs(os.path.dirname(f"{TREE}/{name}"), exist_ok=True)
+            shutil.copyfile(f"{kernel}/{name}", f"{TREE}/{name}")
+        shutil.copyfile(f"{kernel}/.rustfmt.toml", f"{TREE}/.rustfmt.toml")
+        self.git("init", "-q", "-b", "base")
+        self.commit("base")
+
+    def git(self, *words):
+        """Runs git there."""
+        must(["git", *AUTHOR, *words], "series-git.log", "git cannot make the series", cwd=TREE)
+
+    def commit(self, message):
+        """All that has changed."""
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", message)
+
+    def patch(self, name):
+        """Formats what is Rust and commits it, with the message of tools/series/NAME.txt."""
+        for path in glob.glob(f"{TREE}/**/*.rs", recursive=True):
+            if not path.endswith("rust/kernel/lib.rs"):
+                output("rustfmt", "--edition", "2021", "--config-path", f"{TREE}/.rustfmt.toml",
+                       "--config", "skip_children=true", path)
+        self.commit(read(f"tools/series/{name}.txt"))
+
+    def write(self, name, text):
+        """Writes a new file."""
+        os.makedirs(os.path.dirname(f"{TREE}/{name}"), exist_ok=True)
+        with open(f"{TREE}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def insert(self, name, line, before):
+        """Puts a line before the first one that is `before`, which has to be there."""
+        with open(f"{TREE}/{name}", encoding="utf-8") as file:
+            text = file.read()
+        if before not in text:
+            raise StepError(f"{name} has no {before!r}: this kernel is newer than {__name__} knows")
+        self.write(name, text.replace(before, line + before, 1))
+
+    def append(self, name, text):
+        """Adds to a file's end."""
+        with open(f"{TREE}/{name}", "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def abstraction(self, room, source):
+        """A file of the kernel crate's, in one of its rooms."""
+        self.write(f"rust/kernel/{room}/{os.path.basename(source)}", abstraction(source, room, self._rules))
+
+    def driver(self, names):
+        """Puts the driver's files there."""
+        for name in names:
+            self.write(f"{DRIVER}/{name.removeprefix('src/')}", driver(name))
+
+
+XEN_CONFIG = """\
+config RUST_XENBUS_ABSTRACTIONS
+	bool
+	depends on RUST && XEN
+	select XEN_XENBUS_FRONTEND
+	help
+	  The Rust abstractions for Xen frontend drivers: the xenbus bus,
+	  xenstore, granted pages and event channels.
+
+"""
+
+TPM_CONFIG = """\
+config RUST_TPM_ABSTRACTIONS
+	bool
+	depends on RUST && SYSFS && TCG_TPM=y
+	help
+	  The Rust abstractions for drivers of TPM chips.
+
+"""
+
+MAINTAINERS = """\
+XEN VTPM FRONTEND DRIVER (RUST)
+L:	linux-integrity@vger.kernel.org
+L:	xen-devel@lists.xenproject.org (moderated for non-subscribers)
+S:	Orphan
+F:	Documentation/ABI/testing/sysfs-driver-xen-tpmfront
+F:	drivers/char/tpm/xen-tpmfront/
+F:	rust/helpers/xen.c
+F:	rust/kernel/tpm.rs
+F:	rust/kernel/tpm/
+F:	rust/kernel/xen.rs
+F:	rust/kernel/xen/
+
+"""
+
+
+def rooms(name, *modules):
+    """The file that lists a room's modules, with those that are there by now."""
+    text = substituted(read(f"src/{name}/mod.rs"), PLAIN)
+    return re.sub(r"(?m)^pub mod (\w+);\n", lambda found: found[0] if found[1] in modules else "", text)
+
+
+def bindings(tree):
+    """1: what bindgen and the helpers have to know."""
+    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/tpm.h>\n", "#include <linux/tracepoint.h>\n")
+    tree.insert("rust/bindings/bindings_helper.h",
+                "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/events.h>\n#include <xen/grant_table.h>\n"
+                "#include <xen/interface/io/tpmif.h>\n#include <xen/page.h>\n#include <xen/platform_pci.h>\n"
+                "#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
+                "\n/*\n * The driver-core Rust code needs to know")
+    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
+    xen, completion, rest = helpers()
+    if rest:
+        raise StepError(f"src/xen_sys/helpers.c has more than {__name__} knows: {', '.join(rest)}")
+    tree.write("rust/helpers/xen.c", "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
+               f"#include <xen/xen.h>\n\n{xen}")
+    tree.append("rust/helpers/completion.c", f"\n{completion}")
+    tree.append("rust/helpers/helpers.c", '#if IS_ENABLED(CONFIG_XEN)\n#include "xen.c"\n#endif\n')
+
+
+def xenbus(tree):
+    """2: the bus, its drivers' folders in debugfs, and the store."""
+    tree.insert("drivers/xen/Kconfig", XEN_CONFIG, "endmenu\n")
+    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n", "\n#[doc(hidden)]\n"
+                "pub use bindings;\n")
+    names = ("bus", "debugfs", "store")
+    tree.write("rust/kernel/xen.rs", rooms("xen", *names))
+    for name in names:
+        tree.abstraction("xen", f"src/xen/{name}.rs")
+
+
+def ring(tree):
+    """3: the granted page and the event channel; the ends of works and of the system."""
+    names = ("event", "grant", "reboot", "work")
+    tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "debugfs", "store", *names))
+    for name in names:
+        tree.abstraction("xen", f"src/xen/{name}.rs")
+
+
+def tpm(tree):
+    """4: the chip."""
+    tree.insert("rust/bindings/bindings_helper.h", "#ifdef CONFIG_TCG_TPM\n/* The TPM core declares a part of what it "
+                "exports only there. */\n#include <../../drivers/char/tpm/tpm.h>\n#endif\n\n",
+                "#if defined(CONFIG_DRM_PANIC_SCREEN_QR_CODE)")
+    tree.insert("drivers/char/tpm/Kconfig", TPM_CONFIG, "config TCG_XEN\n")
+    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
+    tree.write("rust/kernel/tpm.rs", rooms("tpm", "attribute", "chip").replace(
+        "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n").replace(
+            "pub mod chip;\n", "pub mod chip;\npub mod life;\n"))
+    for name in ("attribute", "chip"):
+        tree.abstraction("tpm", f"src/tpm/{name}.rs")
+    tree.abstraction("tpm", "src/protocol/life.rs")
+    banks = abstraction("src/protocol/banks.rs", "tpm", ())
+    tree.write("rust/kernel/tpm/banks.rs", re.sub(r"(?m)^pub fn", "pub(super) fn", banks))
+
+
+def frontend(tree):
+    """5: the driver."""
+    names = [name for name in sources() if re.match(r"src/([^/]+|protocol/.*)\.rs$", name)]
+    left_out = {"src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs",
+                *(f"src/protocol/{name}.rs" for name in OF_ANY_TPM)}
+    tree.driver(name for name in names if name not in left_out)
+    tree.write(f"{DRIVER}/xen_tpmfront.rs", root())
+    tree.write(f"{DRIVER}/protocol/mod.rs",
+               re.sub(rf"(?m)^pub mod ({'|'.join(OF_ANY_TPM)});\n", "", read("src/protocol/mod.rs")))
+    tree.write(f"{DRIVER}/Makefile", "# SPDX-License-Identifier: GPL-2.0\n\n"
+               "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o\n")
+    config = read("Kconfig").replace("depends on TCG_TPM &&", "depends on TCG_TPM=y &&")
+    config = config.replace("	select XEN_XENBUS_FRONTEND\n",
+                            "	select RUST_TPM_ABSTRACTIONS\n	select RUST_XENBUS_ABSTRACTIONS\n")
+    tree.write(f"{DRIVER}/Kconfig", config)
+    tree.insert("drivers/char/tpm/Kconfig", f'source "{DRIVER}/Kconfig"\n', "endif # TCG_TPM\n")
+    tree.append("drivers/char/tpm/Makefile", "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront/\n")
+
+
+def papers(tree):
+    """6: what it does in sysfs, and whose it is."""
+    name = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
+    tree.write(name, read(name))
+    tree.insert("MAINTAINERS", MAINTAINERS, "XZ EMBEDDED\n")
+
+
+def commits():
+    """What git has of the patches, in their order."""
+    return output("git", "-C", TREE, "rev-list", "--reverse", "HEAD").split()[1:]
+
+
+def files(commit):
+    """What the tree's files are after this patch, for intree.tree()."""
+    names = output("git", "-C", TREE, "ls-tree", "-r", "--name-only", commit).split()
+    return {name: output("git", "-C", TREE, "show", f"{commit}:{name}") for name in names if name != ".rustfmt.toml"}
+
+
+def suites():
+    """The names of its suites of unit tests."""
+    return sorted(re.findall(r"kunit_tests\((\w+)\)", "".join(files("HEAD").values())))
+
+
+def tree(stock, more=None):
+    """The kernel tree with all of it, and with `more` files, which the series has not."""
+    return intree.tree(stock, lambda _: files("HEAD") | (more or {}), "series")
+
+
+@functools.cache
+def build_kernel(stock):
+    """The kernel with the series, the driver built in, for guests. A run builds it once."""
+    make(stock.source)
+    with step("building a kernel with the series"), tree(stock) as kernel:
+        intree.make(kernel, "series-build.log")
+        intree.install(kernel, "series-install.log")
+    return kernel
+
+
+PATCHES = (bindings, xenbus, ring, tpm, frontend, papers)
+
+
+def make(kernel):
+    """Writes build/series/*.patch for a kernel tree; returns their names."""
+    with step(f"writing the series for {kernel}"):
+        tree = Tree(kernel)
+        for patch in PATCHES:
+            patch(tree)
+            tree.patch(patch.__name__)
+        tree.git("format-patch", "-q", "--cover-letter", "-o", OUT, f"-{len(PATCHES)}")
+        cover, = glob.glob(f"{OUT}/0000-*.patch")
+        subject, _, body = read("tools/series/cover.txt").partition("\n\n")
+        with open(cover, encoding="utf-8") as file:
+            text = file.read()
+        with open(cover, "w", encoding="utf-8") as file:
+            file.write(text.replace("*** SUBJECT HERE ***", subject).replace("*** BLURB HERE ***", body.strip()))
+    return sorted(os.path.basename(path) for path in glob.glob(f"{OUT}/*.patch"))

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Paths, and running steps so that a person sees what is done and how long it takes."""
+
+import contextlib
+import os
+import subprocess
+import time
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUILD = f"{TOP}/build"
+REPORT = f"{BUILD}/report"
+LOGS = f"{BUILD}/log"
+CACHE = os.environ.get("XT_CACHE", "/nonexistent")
+HEARTBEAT = 20
+
+
+class StepError(Exception):
+    """A step failed; the message is the one line that says why."""
+
+
+@contextlib.contextmanager
+def step(what):
+    """Says what is done, and at its end how long it took."""
+    start = time.monotonic()
+    print(f"==> {what}", flush=True)
+    yield
+    print(f"    done in {time.monotonic() - start:.0f} s: {what}", flush=True)
+
+
+def last_line(path):
+    """The last line of a log that says something."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.path.getsize(path) - 4000))
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:90] if lines else ""
+
+
+def logged(command, log, cwd=TOP, env=None):
+    """Runs a command with its output in build/log/LOG, and a line now and then; returns its code."""
+    os.makedirs(LOGS, exist_ok=True)
+    path = f"{LOGS}/{log}"
+    with open(path, "wb") as file:
+        process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=file,
+                                   stderr=subprocess.STDOUT, env={**os.environ, **(env or {})})
+        start = time.monotonic()
+        try:
+            while True:
+                try:
+                    return process.wait(HEARTBEAT)
+                except subprocess.TimeoutExpired:
+                    print(f"    {time.monotonic() - start:4.0f} s  {last_line(path)}", flush=True)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+
+
+def must(command, log, why, cwd=TOP, env=None):
+    """Runs a command that has to succeed."""
+    code = logged(command, log, cwd, env)
+    if code:
+        raise StepError(f"{why} (code {code}: {last_line(f'{LOGS}/{log}')}; see build/log/{log})")
+
+
+def output(*command):
+    """The output of a command that has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StepError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+    return done.stdout
