@@ -12,6 +12,7 @@ pub mod control;
 pub mod counters;
 pub mod daemon;
 pub mod exchange;
+pub mod io;
 pub mod journal;
 pub mod launch;
 pub mod lifecycle;
@@ -25,6 +26,7 @@ pub mod storm;
 pub mod swtpm;
 pub mod vtpm;
 pub mod watch;
+pub mod worker;
 #[allow(unsafe_code)]
 pub mod xen;
 pub mod xenbus;

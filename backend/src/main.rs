@@ -18,10 +18,12 @@ use xen_vtpmd::config::{self, Config, Uuid};
 use xen_vtpmd::control::{self, Request};
 use xen_vtpmd::daemon::Daemon;
 use xen_vtpmd::launch::Launch;
+use xen_vtpmd::io::{self, Io};
 use xen_vtpmd::logger;
 use xen_vtpmd::machine;
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::{Setup, Version};
+use xen_vtpmd::worker::{self, Serve};
 
 const AFTER_HELP: &str = "\
 Give a guest a TPM by a line in its xl configuration, with a uuid of its own (uuidgen makes one):
@@ -103,6 +105,12 @@ enum Task {
         /// Which shell
         shell: Shell,
     },
+    /// Serve one vTPM (the manager starts this)
+    #[command(hide = true)]
+    Serve(Serve),
+    /// Serve one connection to a guest (the worker starts this)
+    #[command(hide = true)]
+    Io(Io),
     /// Become the swtpm or swtpm_setup of a vTPM
     #[command(hide = true)]
     Launch {
@@ -113,7 +121,7 @@ enum Task {
 
 fn main() -> ExitCode {
     match perform(Args::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(e) => {
             eprintln!("xen-vtpmd: {e}");
             ExitCode::FAILURE
@@ -129,7 +137,7 @@ fn load(given: Option<PathBuf>) -> Result<Config, config::FileError> {
     }
 }
 
-fn perform(args: Args) -> Result<(), Box<dyn Error>> {
+fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     match args.task {
         Task::Run { log_level } => {
             let config = load(args.config)?;
@@ -173,6 +181,12 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
             let uuid = archive::import(&load(args.config)?, &path, uuid.as_ref())?;
             println!("{uuid}");
         }
+        Task::Serve(serve) => {
+            let config = load(args.config)?;
+            logger::init(config.log_level);
+            return Ok(worker::run(config, serve));
+        }
+        Task::Io(io) => return Ok(io::run(io)),
         Task::Launch { launch } => {
             let launch: Launch = serde_json::from_str(&launch)?;
             let Err(e) = launch.run();
@@ -190,5 +204,5 @@ fn perform(args: Args) -> Result<(), Box<dyn Error>> {
             clap_complete::generate(shell, &mut command, "xen-vtpmd", &mut std::io::stdout());
         }
     }
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
