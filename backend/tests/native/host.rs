@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A host: the real xenstored, the hypervisor's stand-ins, and the release binary of xen-vtpmd, in
+//! a mount namespace and directories of its own. All of it ends with the value.
+
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{mount, mount_change, MountFlags, MountPropagationFlags};
+use rustix::process::{kill_process, Pid, Signal};
+use rustix::thread::{unshare, UnshareFlags};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::faults::Faults;
+use crate::hypervisor::Hypervisor;
+use crate::standins;
+use crate::xenstore::Xenstore;
+
+const XENSTORED: &str = "/usr/lib/xen-4.20/bin/xenstored";
+
+/// Nothing here takes as long, on a busy machine either.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
+
+/// The users of one host's vTPMs.
+const UIDS: u32 = 2_000;
+
+/// A host, as the tests see it.
+pub(crate) struct Host {
+    manager: RefCell<Option<Child>>,
+    xenstored: Child,
+    pub(crate) hypervisor: Hypervisor,
+    pub(crate) faults: Faults,
+    pub(crate) store: Xenstore,
+    first_uid: u32,
+    environment: Vec<(String, String)>,
+    /// Removed after everything above has ended.
+    directory: TempDir,
+}
+
+/// Waits until it is so. False after the timeout.
+pub(crate) fn wait_for(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    while !is_so() {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    true
+}
+
+/// Sends a signal; whoever is gone gets none.
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let _ = kill_process(pid, signal);
+}
+
+/// Whether the process is there and has not ended.
+pub(crate) fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map_or("Z", |(_, rest)| &rest[..1]);
+    !matches!(state, "Z" | "X")
+}
+
+/// Whether these tests can run: says why not, and panics where they must.
+fn can_run() -> bool {
+    let missing = if !rustix::process::geteuid().is_root() {
+        "root"
+    } else if !Path::new(XENSTORED).exists() {
+        XENSTORED
+    } else if Command::new("swtpm").arg("--version").output().is_err() {
+        "swtpm"
+    } else if Command::new("gcc").arg("--version").output().is_err() {
+        "gcc"
+    } else {
+        return true;
+    };
+    assert!(
+        std::env::var_os("XEN_VTPMD_MUST").is_none(),
+        "{missing} is needed and not here"
+    );
+    eprintln!("SKIPPED: {missing} is needed and not here");
+    false
+}
+
+/// The program under test: another one if `XEN_VTPMD` says so, such as an old release.
+pub(crate) fn binary() -> PathBuf {
+    let other = std::env::var_os("XEN_VTPMD").map(PathBuf::from);
+    other.unwrap_or_else(|| env!("CARGO_BIN_EXE_xen-vtpmd").into())
+}
+
+impl Host {
+    /// With a manager that has the default configuration; `None` where these tests cannot run.
+    pub(crate) fn new() -> Option<Self> {
+        let host = Self::bare("")?;
+        host.start();
+        Some(host)
+    }
+
+    /// Without a manager yet, and with lines for its configuration.
+    pub(crate) fn bare(config: &str) -> Option<Self> {
+        static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+        if !can_run() {
+            return None;
+        }
+        let number = HOSTS.fetch_add(1, Ordering::Relaxed) + std::process::id() % 256 * 64;
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        // Of this test's thread, and of the processes that it starts.
+        unshare(UnshareFlags::NEWNS).unwrap();
+        // In a chroot / is no mount; tools/env/run has made all mounts private before it goes there.
+        let _ = mount_change(
+            "/",
+            MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
+        );
+        mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), "mode=755").unwrap();
+
+        let libraries = standins::directory().display().to_string();
+        let environment: Vec<(String, String)> = [
+            ("XEN_STANDIN_DIR", path("")),
+            ("XENSTORED_RUNDIR", path("")),
+            ("LD_LIBRARY_PATH", libraries.clone()),
+            ("LD_PRELOAD", format!("{libraries}/faults.so")),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        let hypervisor = Hypervisor::new(directory.path());
+        let faults = Faults::new(directory.path());
+        fs::write(path("xsd_port"), "1\n").unwrap();
+        File::create(path("xsd_kva"))
+            .unwrap()
+            .set_len(4096)
+            .unwrap();
+        hypervisor.grant(0, 1);
+        std::mem::forget(hypervisor.port(0, 1));
+        let xenstored = Command::new(XENSTORED)
+            .args(["--no-fork", "--pid-file", &path("xenstored.pid")])
+            .envs(environment.iter().cloned())
+            .env("LD_PRELOAD", format!("{libraries}/xenstored.so"))
+            .stdin(Stdio::null())
+            .stderr(File::create(path("xenstored.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut store = None;
+        assert!(wait_for(LIMIT, || {
+            store = Xenstore::connect(directory.path()).ok();
+            store.is_some()
+        }));
+        let first_uid = 1_800_000_000 + number * UIDS;
+        let host = Self {
+            manager: RefCell::new(None),
+            xenstored,
+            hypervisor,
+            faults,
+            store: store.unwrap(),
+            first_uid,
+            environment,
+            directory,
+        };
+        host.configure(config);
+        Some(host)
+    }
+
+    /// Writes the configuration that the next manager reads.
+    pub(crate) fn configure(&self, lines: &str) {
+        let (state, uid) = (self.state_dir(), self.first_uid);
+        let text = format!("state-dir = {state:?}\nfirst-uid = {uid}\n{lines}");
+        fs::write(self.path("config.toml"), text).unwrap();
+    }
+
+    /// A file or directory of this host's.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// The manager's environment: what leads it to the stand-ins.
+    pub(crate) fn environment(&self) -> impl Iterator<Item = (String, String)> + '_ {
+        self.environment.iter().cloned()
+    }
+
+    /// Another connection to xenstored.
+    pub(crate) fn connect(&self) -> Xenstore {
+        Xenstore::connect(self.directory.path()).unwrap()
+    }
+
+    /// A run of xen-vtpmd that is not started yet.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .arg("--config")
+            .arg(self.path("config.toml"))
+            .args(arguments)
+            .envs(self.environment())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a manager.
+    pub(crate) fn start(&self) {
+        let log = File::options()
+            .append(true)
+            .create(true)
+            .open(self.path("log"));
+        let child = self.command(&["run"]).stderr(log.unwrap()).spawn().unwrap();
+        *self.manager.borrow_mut() = Some(child);
+    }
+
+    /// The manager's process.
+    pub(crate) fn manager(&self) -> u32 {
+        self.manager.borrow().as_ref().expect("a manager").id()
+    }
+
+    /// Ends the manager by this signal, and waits for its end.
+    pub(crate) fn end_manager(&self, with: Signal) -> ExitStatus {
+        signal(self.manager(), with);
+        self.manager_ended(LIMIT).expect("the manager's end")
+    }
+
+    /// How the manager ended, if it does within the timeout.
+    pub(crate) fn manager_ended(&self, timeout: Duration) -> Option<ExitStatus> {
+        let mut manager = self.manager.borrow_mut();
+        let mut status = None;
+        wait_for(timeout, || {
+            status = manager.as_mut().unwrap().try_wait().unwrap();
+            status.is_some()
+        });
+        if status.is_some() {
+            *manager = None;
+        }
+        status
+    }
+
+    /// Runs a command of the command line.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
+        let mut child = self
+            .command(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        if !wait_for(LIMIT, || child.try_wait().unwrap().is_some()) {
+            child.kill().unwrap();
+        }
+        child.wait_with_output().unwrap()
+    }
+
+    /// Runs it, and gives what it says if it succeeds.
+    pub(crate) fn cli_ok(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {} {:?}",
+            text(&output.stderr),
+            output.status.signal()
+        );
+        text(&output.stdout)
+    }
+
+    /// What `status` says of a vTPM; nothing if it does not know it, or does not answer.
+    pub(crate) fn status(&self, domid: u16) -> Option<Value> {
+        let output = self.cli(&["status", "--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).ok()?;
+        let vtpms = report["vtpms"].as_array()?;
+        vtpms.iter().find(|vtpm| vtpm["domid"] == domid).cloned()
+    }
+
+    /// What all processes of the daemon have logged.
+    pub(crate) fn log(&self) -> String {
+        let log = fs::read(self.path("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// The processes of this host that run xen-vtpmd with this subcommand: "run", "serve" or "io";
+    /// of one domain's vTPM, where the command line says whose it is.
+    pub(crate) fn processes(&self, kind: &str, domid: Option<u16>) -> Vec<u32> {
+        let wanted = domid.map(|domid| domid.to_string());
+        all_processes()
+            .filter(|pid| self.is_ours(*pid))
+            .filter(|pid| {
+                let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let arguments: Vec<_> = line.split(|byte| *byte == 0).collect();
+                let has = |argument: &str| arguments.contains(&argument.as_bytes());
+                let of_it = |domid: &str| {
+                    arguments
+                        .windows(2)
+                        .any(|pair| pair == [b"--domid", domid.as_bytes()])
+                };
+                has(kind) && wanted.as_deref().is_none_or(of_it) && is_alive(*pid)
+            })
+            .collect()
+    }
+
+    /// The worker of a domain's vTPM, once there is one.
+    pub(crate) fn worker(&self, domid: u16) -> u32 {
+        self.only("serve", domid)
+    }
+
+    /// The I/O process of a domain's vTPM, once there is one.
+    pub(crate) fn io(&self, domid: u16) -> u32 {
+        self.only("io", domid)
+    }
+
+    fn only(&self, kind: &str, domid: u16) -> u32 {
+        let mut found = Vec::new();
+        wait_for(Duration::from_secs(5), || {
+            found = self.processes(kind, Some(domid));
+            found.len() == 1
+        });
+        assert_eq!(
+            found.len(),
+            1,
+            "processes `{kind}` of domain {domid}: {found:?}\n{}",
+            self.log()
+        );
+        found[0]
+    }
+
+    /// The swtpm of a domain's vTPM: by the process that the record names, or else the status.
+    pub(crate) fn swtpm(&self, domid: u16) -> u32 {
+        let mut found = None;
+        wait_for(Duration::from_secs(5), || {
+            let record = fs::read(format!("/run/xen-vtpmd/vtpm/{domid}-0/record.json"));
+            let record = record
+                .ok()
+                .and_then(|text| serde_json::from_slice::<Value>(&text).ok());
+            let status = || self.status(domid);
+            let pid = record.or_else(status).and_then(|vtpm| vtpm["pid"].as_u64());
+            found = pid
+                .and_then(|pid| u32::try_from(pid).ok())
+                .filter(|pid| is_alive(*pid));
+            found.is_some()
+        });
+        found.unwrap_or_else(|| panic!("no swtpm of domain {domid}\n{}", self.log()))
+    }
+
+    /// Whether it was started here, or runs as one of this host's vTPMs.
+    fn is_ours(&self, pid: u32) -> bool {
+        let mine = format!("XEN_STANDIN_DIR={}", self.directory.path().display());
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let started = environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable.starts_with(mine.as_bytes()));
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+        let uid = uid.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
+        let uids = self.first_uid..self.first_uid + UIDS;
+        started || uid.is_some_and(|uid: u32| uids.contains(&uid))
+    }
+}
+
+fn all_processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.len().saturating_sub(6_000);
+            eprintln!("the daemon's log:\n{}", log.get(from..).unwrap_or(&log));
+        }
+        if let Some(manager) = self.manager.get_mut() {
+            let _ = manager.kill();
+            let _ = manager.wait();
+        }
+        // A worker may start a process while the list is made.
+        for _ in 0..3 {
+            let own = std::process::id();
+            for pid in all_processes().filter(|pid| *pid != own && self.is_ours(*pid)) {
+                signal(pid, Signal::Kill);
+            }
+        }
+        let _ = self.xenstored.kill();
+        let _ = self.xenstored.wait();
+    }
+}

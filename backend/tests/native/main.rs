@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The daemon without Xen: the release binary, the real xenstored and the real swtpm, with stand-ins
+//! for libxenevtchn, libxengnttab and libxenctrl. README.md tells how it is run.
+
+// TODO: gone with the last of the tests.
+#![allow(dead_code)]
+
+mod faults;
+mod guest;
+mod host;
+mod hypervisor;
+mod lifecycle;
+mod standins;
+mod toolstack;
+mod tpm;
+mod xenstore;
