@@ -8,85 +8,92 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, host, intree, module, package, proof, scenarios, series  # noqa: E402
+from suites import bench, deep, host, intree, module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
 from tools.run import build_all, main  # noqa: E402
 
 
+def begin(name, have):
+    """A report, with the kernels of the archive that could not be prepared as its first failures."""
+    asked = ("SCENARIOS", "KERNEL", "PART", "SEED", "SLOWNESS", "BEHAVIOURS", "VERSIONS")
+    report = Report(name, " ".join(f"{word}={os.environ[word]}" for word in asked if os.environ.get(word)))
+    for kernel, why in have.failed.items():
+        report.add("kernels", f"{kernel} is prepared", "fail", 0, why)
+    return report
+
+
 def finish(report):
-    """Writes the report; the totals are the last line."""
-    report.write()
+    """Ends the report; the totals are the last line."""
+    report.end()
     print(report.totals())
     return 1 if report.count("fail") or not report.count("pass") else 0
 
 
-def command_test(kernels, xen):
+def named():
+    """The scenarios that SCENARIOS= names, if any."""
+    return os.environ.get("SCENARIOS")
+
+
+def command_test(have):
     """make test: every suite; scenarios named by SCENARIOS= alone, where given."""
-    report = Report("tests")
-    if not os.environ.get("SCENARIOS"):
-        host.run(report, kernels)
-        module.run(report, kernels)
+    report = begin("tests", have)
+    if not named():
+        host.run(report, have.kernels)
+        module.run(report, have.kernels)
         package.run(report)
-        series.run(report, kernels[0].source)
+        series.run(report, have.kernels[0].source)
         if not report.count("fail"):
             cargo_cache.keep()
-    scenarios.run(report, kernels, xen, scenarios.selected(os.environ.get("SCENARIOS") or "test"))
+    scenarios.run(report, have.kernels, have.xen, scenarios.selected(named() or "test"))
     return finish(report)
 
 
-def command_deep(kernels, xen):
+def command_deep(have):
     """make test-deep: what takes long; scenarios named by SCENARIOS= alone, where given."""
-    report = Report("deep")
-    if not os.environ.get("SCENARIOS"):
-        host.run_deep(report)
-        proof.run(report)
-        intree.run(report, scenarios.booted(kernels)[0])
-        intree.run_corners(report, kernels[0])
-        for kernel in reversed(kernels):
-            series.run(report, kernel.source)
-            if kernel != kernels[0]:
-                series.run_part(report, kernel)
-        series.run_build(report, kernels[0])
-    scenarios.run(report, kernels, xen, scenarios.selected(os.environ.get("SCENARIOS") or "deep"))
+    part = os.environ.get("PART") or ""
+    report = begin(f"deep-part-{part.replace('/', '-of-')}" if part else "deep", have)
+    deep.run(report, have.kernels, have.xen, named(), part)
     return finish(report)
 
 
-def command_intree(kernels, xen):
+def command_intree(have):
     """make intree: the driver in a kernel tree, and that kernel in guests."""
-    report = Report("intree")
-    intree.run(report, scenarios.booted(kernels)[0])
-    scenarios.run(report, kernels, xen, scenarios.selected("intree"))
+    report = begin("intree", have)
+    intree.run(report, scenarios.booted(have.kernels)[0])
+    scenarios.run(report, have.kernels, have.xen, scenarios.selected("intree"))
     return finish(report)
 
 
-def command_series(kernels, _):
-    """make series: patches for a kernel tree, that of KERNEL= or of the first stock kernel, in build/series."""
-    report = Report("series")
-    series.run(report, os.environ.get("KERNEL") or kernels[0].source)
+def command_series(have):
+    """make series: patches for a kernel tree, that of KERNEL= or of the newest stock kernel, in build/series."""
+    report = begin("series", have)
+    series.run(report, os.environ.get("XT_TREE") or have.kernels[0].source)
     return finish(report)
 
 
-def command_compare(kernels, xen):
+def command_compare(have):
     """make compare: the guest's checks with our driver and with the C driver, whose failures stop nothing."""
-    report = Report("compare")
+    report = begin("compare", have)
     for driver in ("rust", "c"):
-        scenarios.run(report, kernels, xen, scenarios.selected(os.environ.get("SCENARIOS") or "compare"), driver)
+        chosen = [one for one in scenarios.selected(named() or "compare")
+                  if one.arguments.get("driver", driver) == driver]
+        scenarios.run(report, have.kernels, have.xen, chosen, driver)
     report.columns = ("rust", "c")
     finish(report)
     return 1 if any(check["status"] == "fail" for check in report.checks if check["suite"].startswith("rust/")) else 0
 
 
-def command_demo(kernels, xen):
+def command_demo(have):
     """make demo: a vTPM, shown to a person."""
-    build_all(kernels)
-    return demo.run(Testbed(Report("demo"), scenarios.booted(kernels)[0], xen, "demo"), os.environ.get("SHELL_IN"))
+    kernel = scenarios.booted(build_all(have.kernels))[0]
+    return demo.run(Testbed(Report("demo"), kernel, have.xen, "demo"), os.environ.get("SHELL_IN"))
 
 
-def command_bench(kernels, xen):
+def command_bench(have):
     """make bench: what commands cost."""
-    return bench.run(kernels, xen, Report("bench"))
+    return bench.run(have.kernels, have.xen, Report("bench"))
 
 
 COMMANDS = {"test": command_test, "test-deep": command_deep, "compare": command_compare, "intree": command_intree,

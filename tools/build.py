@@ -4,7 +4,7 @@
 import os
 
 from tools import cargo_cache
-from tools.steps import BUILD, TOP, must
+from tools.steps import BUILD, JOBS, TOP, must
 
 CARGO_CONFIG = """\
 [source.crates-io]
@@ -23,7 +23,7 @@ def module_path(kernel):
 
 def build_module(kernel):
     """Builds the module; the log is build/log/module-RELEASE.log."""
-    must(["make", "-j2", "modules", f"KDIR={kernel.build}"], f"module-{kernel.release}.log",
+    must(["make", f"-j{JOBS}", "modules", f"KDIR={kernel.build}"], f"module-{kernel.release}.log",
          f"the module does not build for {kernel.release}")
 
 
@@ -34,7 +34,7 @@ def cargo_environment():
     with open(f"{home}/config.toml", "w", encoding="ascii") as file:
         file.write(CARGO_CONFIG)
     cargo_cache.fetch()
-    return {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo", "CARGO_BUILD_JOBS": "2",
+    return {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo", "CARGO_BUILD_JOBS": str(JOBS),
             "CARGO_TERM_COLOR": "never"}
 
 

@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,22 +17,31 @@ from tools.steps import BUILD, StepError, step  # noqa: E402
 
 
 def build_all(kernels):
-    """Builds the module for every kernel, and the backend."""
+    """Builds the module for every kernel, and the backend. Returns the kernels that the module builds for; one has to be among
+    them."""
+    built = []
     for kernel in kernels:
-        with step(f"building the module for {kernel.release}"):
-            build.build_module(kernel)
+        try:
+            with step(f"building the module for {kernel.release}"):
+                build.build_module(kernel)
+            built.append(kernel)
+        except StepError as why:
+            print(f"error: {why}", file=sys.stderr)
+    if not built:
+        raise StepError("the module builds for no kernel")
     with step("building the backend"):
         build.build_backend()
+    return built
 
 
-def command_build(kernels, _):
+def command_build(have):
     """make: all that can be built."""
-    build_all(kernels)
-    print(f"built: {', '.join(build.module_path(kernel) for kernel in kernels)}, {build.backend_path()}")
-    return 0
+    built = build_all(have.kernels)
+    print(f"built: {', '.join(build.module_path(kernel) for kernel in built)}, {build.backend_path()}")
+    return 0 if built == have.kernels and not have.failed else 1
 
 
-def command_deb(*_):
+def command_deb(_):
     """make deb: the backend's package."""
     with step("building the package of the backend"):
         path = build_deb()
@@ -39,14 +49,14 @@ def command_deb(*_):
     return 0
 
 
-def command_kdir(kernels, _):
+def command_kdir(have):
     """make kdir: the prepared trees."""
-    for kernel in kernels:
+    for kernel in have.kernels:
         print(f"{kernel.release}: KDIR={kernel.build}")
     return 0
 
 
-def command_shell(*_):
+def command_shell(_):
     """make shell: a look around."""
     return subprocess.call(["bash", "-i"])
 
@@ -71,12 +81,14 @@ def lock_build():
 def main(commands, unlocked=()):
     """Runs the command that the command line names; what stops it is one line."""
     sys.stdout.reconfigure(line_buffering=True)
+    # tools/env/run starts this in the background of a shell, which ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name = sys.argv[1]
     try:
         if name in unlocked:
-            return commands[name](*prepare())
+            return commands[name](prepare())
         with lock_build():
-            return commands[name](*prepare())
+            return commands[name](prepare())
     except (StepError, OSError) as why:
         print(f"error: {why}", file=sys.stderr)
     except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 
@@ -12,10 +13,27 @@ REPORT = f"{BUILD}/report"
 LOGS = f"{BUILD}/log"
 CACHE = os.environ.get("XT_CACHE", "/nonexistent")
 HEARTBEAT = 20
+# How many things are done at a time: compilations, and machines of the testbed.
+JOBS = int(os.environ.get("JOBS") or len(os.sched_getaffinity(0)))
 
 
 class StepError(Exception):
     """A step failed; the message is the one line that says why."""
+
+
+def memory_mb():
+    """What the host has of memory for us."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":") for line in file)
+    return int(fields["MemAvailable"].split()[0]) // 1024
+
+
+def need_space(gib, where, what):
+    """Fails before a long step where the disk has not the room for it."""
+    os.makedirs(where, exist_ok=True)
+    free = shutil.disk_usage(where).free / 2 ** 30
+    if free < gib:
+        raise StepError(f"{what}: {gib} GiB have to be free under {where}, and {free:.1f} are")
 
 
 @contextlib.contextmanager

@@ -8,14 +8,14 @@ import struct
 import sys
 import time
 
-from tpm import SLOWNESS, Tpm, error_of
+from tpm import HOST, SLOWNESS, Tpm, error_of
 
 # The command has to be running when it is ended. An RSA key takes from a part of a second to many.
 HEAD_START = 0.2
 TRIES = 6
-SOON = 5.0
+SOON = 5.0 * HOST
 # The grace that the driver gives a cancelled command, and more for a busy host.
-LATE = 15.0
+LATE = 15.0 * HOST
 # The least time that the driver gives a command.
 LIMIT = 60.0
 
@@ -77,11 +77,11 @@ def cancelled(path, request):
 def by_sysfs(path, request):
     """ECANCELED soon after the write to `cancel`; the next command is answered."""
     code, seconds = cancelled(path, request)
-    tpm = Tpm(path)
+    tpm, tries = Tpm(path), 1
     if tpm.kind == "2.0":
-        for _ in range(TRIES):
-            if code:
-                break
+        # A key that was made before the cancel came is another try; anything else is what came of the cancel.
+        while code == 0 and tries <= TRIES:
+            tries += 1
             flush(tpm)
             tpm.close()
             code, seconds = cancelled(path, make_primary())
@@ -90,7 +90,7 @@ def by_sysfs(path, request):
     assert code == errno.ECANCELED, f"the command ended with {errno.errorcode.get(code, code)}, {seconds:.1f} s later"
     assert seconds < SOON, f"it ended {seconds:.1f} s after the cancel"
     assert len(tpm.random(16)) == 16, "the TPM does not answer after a cancel"
-    print(f"ended {seconds * 1000:.0f} ms after the cancel")
+    print(f"try {tries} ended {seconds * 1000:.0f} ms after the cancel")
 
 
 def cancel12():

@@ -14,7 +14,8 @@ from tpm import SLOWNESS, version
 
 DRIVER = "/sys/bus/xen/drivers/vtpm"
 RANDOM = "/sys/class/misc/hw_random"
-SPLAT = re.compile(r"WARNING:|BUG:(?! KCSAN)|Oops|Call Trace|general protection|RIP:|hung task|blocked for more|detected stalls|self-detected stall")
+with open("/bed/complaints", encoding="ascii") as patterns:
+    SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
 # A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and after SIGKILL so long.
 PATIENCE, GRACE, LAST = 2.0 * SLOWNESS, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.

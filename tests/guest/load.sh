@@ -64,7 +64,7 @@ load_fresh() {
 check_kernel_log() {
 	touch /run/dmesg
 	dmesg | cat /run/dmesg - >/tmp/dmesg
-	if grep -E -A 25 'WARNING:|BUG: ([^K]|K[^C])|Oops|Call Trace|general protection|RIP:' /tmp/dmesg; then
+	if grep -E -A 25 -f /bed/complaints /tmp/dmesg; then
 		fail "the kernel log has the lines above"
 	fi
 	# O (out of tree) and E (unsigned) are what our module may set; N is what unit tests set, where they are asked for.
@@ -99,7 +99,7 @@ check_loads_without_an_answer() {
 	start=$(cut -d. -f1 /proc/uptime)
 	load_driver
 	took=$(($(cut -d. -f1 /proc/uptime) - start))
-	[ $took -le 50 ] || fail "modprobe took $took s"
+	[ $took -le $((50 * host)) ] || fail "modprobe took $took s"
 	[ ! -e /dev/tpm0 ] || fail "there is a TPM, though nobody answers"
 	echo "modprobe took $took s"
 }

@@ -17,8 +17,8 @@ def told(name, default=None):
     return found[1] if found else default
 
 
-# How much slower than a stock kernel this one is.
-SLOWNESS = int(told("slowness", "1"))
+# How much slower than usual the host is, and how much slower than a stock kernel on a usual host this one is there.
+HOST, SLOWNESS = int(told("host", "1")), int(told("slowness", "1"))
 
 
 def version(number=0):

@@ -3,7 +3,7 @@
 
 import time
 
-from scenarios.hotplug import THERE, WORKS, in_guest
+from testbed.guest_scripts import THERE, WORKS, in_guest
 
 SETS = ("deep", "compare")
 
@@ -21,7 +21,7 @@ def comes(bed, guest):
 
 
 def run(bed):
-    """What a backend that refuses does to a guest is in the scenarios bindings and hostile_backend_deep."""
+    """What a backend that refuses does to a guest is in the scenarios bind_unbind and hostile_backend_deep."""
     vtpm = bed.vtpm("1.2" if bed.driver == "c" else "2.0")
     bed.boot([vtpm])
     guest = bed.new_guest("absent", [vtpm], options=f"bed.driver={bed.driver} bed.tpms={vtpm.version}")

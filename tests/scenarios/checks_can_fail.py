@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Each check of a TPM has to fail when the TPM is the other version, and when there is none."""
 
-from scenarios import tpm_functions
+from testbed import guest_checks
 from testbed.report import Failure
 
 SETS = ("deep",)
@@ -33,13 +33,13 @@ def run(bed):
     bed.boot([old, new], config='on-death = "restart"')
     with bed.guest("old", [old]) as guest:
         bed.checks(guest, "module_loads")
-        all_fail(bed, guest, [name for name in tpm_functions.TPM20 if name not in ANY_VERSION], "with a TPM 1.2")
+        all_fail(bed, guest, [name for name in guest_checks.TPM20 if name not in ANY_VERSION], "with a TPM 1.2")
     with bed.guest("new", [new]) as guest:
         bed.checks(guest, "module_loads")
-        all_fail(bed, guest, [name for name in tpm_functions.TPM12 + tpm_functions.TROUSERS if name not in ANY_VERSION],
+        all_fail(bed, guest, [name for name in guest_checks.TPM12 + guest_checks.TROUSERS if name not in ANY_VERSION],
                  "with a TPM 2.0")
-    for name, vtpm, names in (("old2", old, tpm_functions.TPM12 + tpm_functions.COMMON + tpm_functions.TROUSERS),
-                              ("new2", new, tpm_functions.TPM20 + tpm_functions.COMMON + tpm_functions.SELFTESTS)):
+    for name, vtpm, names in (("old2", old, guest_checks.TPM12 + guest_checks.COMMON + guest_checks.TROUSERS),
+                              ("new2", new, guest_checks.TPM20 + guest_checks.COMMON + guest_checks.SELFTESTS)):
         with bed.guest(name, [vtpm]) as guest:
             bed.checks(guest, "module_loads")
             bed.stop_backend()

@@ -5,7 +5,8 @@ import contextlib
 import re
 import time
 
-from scenarios.hostile_frontend import latency
+from testbed import wait
+from testbed.guest_scripts import latency
 from testbed.report import Failure
 
 SETS = ("deep",)
@@ -30,11 +31,7 @@ def together(guests, seconds):
     time.sleep(HEAD_START * len(guests) + seconds)
     counts = {}
     for guest in guests:
-        for _ in range(60):
-            output = guest.must("cat /run/steady.out")
-            if output:
-                break
-            time.sleep(1)
+        output = wait.until(lambda guest=guest: guest.must("cat /run/steady.out"), 60, f"{guest.name} says nothing", pause=1)
         match = re.search(r"commands (\d+) median_us (\d+)", output)
         if not match:
             raise Failure(f"{guest.name}: {output[-1500:]}")

@@ -5,8 +5,9 @@ import os
 import re
 import time
 
-from testbed import backend_resources
+from testbed import backend_resources, wait
 from testbed.guest import Guest
+from testbed.guest_scripts import latency
 from testbed.report import Failure
 
 SETS = ("test",)
@@ -15,14 +16,10 @@ SETS = ("test",)
 SLOWER = 2.0
 # What the daemon may log about one guest, in bytes a second.
 LOG_RATE = 8192
-
-
-def latency(guest, count):
-    """The median time of a command, in microseconds, over so many of them; their results are checked."""
-    done = guest.run(f"python3 -E -s /bed/steady.py count {guest.name} {count}", 240)
-    if done.code:
-        raise Failure(f"the honest guest: {done.output[-1500:]}")
-    return int(re.search(r"median_us (\d+)", done.output)[1])
+# Each way by itself, long enough for leaks to show and for a thousand reconnections, then all of them.
+DEEP = [*((way, 30 if way == "reconnects" else 10) for way in
+          ("page", "events", "garbage", "grants", "states", "reconnects", "removal")), ("random", 60)]
+VARIANTS = {"deep": {"sets": ("deep",), "turns": DEEP, "count": 600}}
 
 
 def begin(guest, behaviour, seconds, seed):
@@ -41,14 +38,9 @@ def spinning(honest, bad, count):
 
 def finish(guest, limit):
     """Waits for the end of that; fails when a good command is not answered afterwards. Returns what was done."""
-    until = time.monotonic() + limit
-    while True:
-        output = guest.must("cat /run/hostile.out")
-        if "ended" in output:
-            break
-        if time.monotonic() > until:
-            raise Failure(f"no end after {limit} s: {output}")
-        time.sleep(0.2)
+    wait.until(lambda: "ended" in guest.must("cat /run/hostile.out"), limit,
+               lambda: f"no end: {guest.must('cat /run/hostile.out')}")
+    output = guest.must("cat /run/hostile.out")
     if "ended 0" not in output:
         raise Failure(output)
     counts = {}
@@ -95,24 +87,17 @@ def at_the_end(bed, bad, before):
     begin(bad, "random", 60, 1)
     time.sleep(2)
     bad.destroy()
-    until = time.monotonic() + 20
-    while True:
-        try:
-            return backend_resources.compare(before, backend_resources.holdings(bed.machine))
-        except Failure:
-            if time.monotonic() > until:
-                raise
-            time.sleep(1)
+    return backend_resources.same(before, bed.machine, 20)
 
 
-def scenario(bed, turns, count):
+def run(bed, turns=(("random", 10),), count=400):
     """Runs the behaviours, with their seconds, one after the other."""
     good, bad = bed.vtpm("2.0"), bed.vtpm("2.0")
     bed.boot([good, bad])
     with bed.guest("honest", [good]) as honest:
         bed.checks(honest, "module_loads")
         latency(honest, 20)
-        before = backend_resources.holdings(bed.machine)
+        before = backend_resources.holdings(bed.machine, 1)
         guest = Guest(bed.machine, "hostile", [bad])
         guest.start()
         try:
@@ -128,8 +113,3 @@ def scenario(bed, turns, count):
             if guest.alive():
                 guest.destroy()
         bed.record("no panic", backend_resources.no_panic, bed.machine)
-
-
-def run(bed):
-    """Ten seconds of everything."""
-    scenario(bed, [("random", 10)], 400)

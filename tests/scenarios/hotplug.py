@@ -3,24 +3,13 @@
 
 import time
 
-from testbed import guest_resources
-from scenarios import xl_commands
+from testbed import guest_resources, toolstack
+from testbed.guest_scripts import GONE, THERE, WORKS, in_guest
 from testbed.report import Failure
 
 SETS = ("test", "compare", "debug", "race")
-
-GONE = 'wait_for 20 sh -c \'[ ! -e /sys/bus/xen/devices/vtpm-0 ] && [ -z "$(ls /sys/class/tpm)" ]\''
-# A command that needs no program that is slow to start: it reads a PCR.
-WORKS = '[ -n "$(cat $tpm/pcr-sha256/0 2>/dev/null || head -n 1 $tpm/pcrs)" ]'
-THERE = 'wait_for 30 sh -c \'[ "$(ls /sys/class/tpm)" = {0} ]\'; wait_for 10 test -c /dev/{0}'
-
-
-def in_guest(guest, script, limit=60):
-    """Runs a script that has to succeed, with what the checks have at hand."""
-    done = guest.run(f"set -e; . /bed/lib.sh; {script}", limit)
-    if done.code:
-        raise Failure(f"{guest.name}: {script!r} ended with {done.code}: {done.output[-1500:]}")
-    return done.output.strip()
+# A hundred times a vTPM is attached and detached.
+VARIANTS = {"deep": {"sets": ("deep",), "count": 100}}
 
 
 def in_turn(bed, guest, vtpms):
@@ -28,9 +17,9 @@ def in_turn(bed, guest, vtpms):
     start = time.monotonic()
     for number, vtpm in enumerate(vtpms, 1):
         try:
-            xl_commands.attach(bed, guest, vtpm)
+            toolstack.attach(bed, guest, vtpm)
             in_guest(guest, f"{THERE.format('tpm0')}; {WORKS}")
-            xl_commands.detach(bed, guest, vtpm.uuid, 0)
+            toolstack.detach(bed, guest, vtpm.uuid, 0)
             in_guest(guest, GONE)
         except Failure as why:
             raise Failure(f"{number} of {len(vtpms)}: {why}") from None
@@ -40,7 +29,7 @@ def in_turn(bed, guest, vtpms):
 def while_running(bed, guest, vtpm, stay):
     """Detached while a command runs, which swtpm has been kept from answering: it ends soon, with an errno. With `stay`
     its process keeps the device open."""
-    xl_commands.attach(bed, guest, vtpm)
+    toolstack.attach(bed, guest, vtpm)
     in_guest(guest, f"{THERE.format('tpm0')}; {WORKS}; rm -f /run/running*")
     bed.machine.must("kill -STOP $(pidof swtpm)")
     in_guest(guest, f"python /bed/lifecycle.py running {stay}; wait_for 10 grep -q running /run/running; sleep 1")
@@ -56,7 +45,7 @@ def while_running(bed, guest, vtpm, stay):
 
 def again(bed, guest, vtpm, name):
     """Attached again it has this name, and works."""
-    xl_commands.attach(bed, guest, vtpm)
+    toolstack.attach(bed, guest, vtpm)
     in_guest(guest, f"{THERE.format(name)}; python /bed/held.py works /dev/{name} {vtpm.version}")
 
 
@@ -71,14 +60,14 @@ def run(bed, count=5):
         bed.record("one vTPM", in_turn, bed, guest, vtpms[:1])
         bed.record("vtpm-attach", again, bed, guest, vtpms[0], "tpm0")
         before = guest_resources.take(guest)
-        bed.record("vtpm-detach", xl_commands.detach, bed, guest, vtpms[0].uuid, 0)
+        bed.record("vtpm-detach", toolstack.detach, bed, guest, vtpms[0].uuid, 0)
         turns = [vtpms[number % len(vtpms)] for number in range(count)]
         bed.record(f"{count} vTPMs in turn", in_turn, bed, guest, turns)
         bed.record("vtpm-detach while a command runs, and the device stays open", while_running, bed, guest, vtpms[1], 1)
         # The one that is open has the number.
         bed.record("vtpm-attach while the old device is open", again, bed, guest, vtpms[1], "tpm1")
         guest.must("touch /run/running.stop")
-        bed.record("vtpm-detach, and the old device is closed", xl_commands.detach, bed, guest, vtpms[1].uuid, 0)
+        bed.record("vtpm-detach, and the old device is closed", toolstack.detach, bed, guest, vtpms[1].uuid, 0)
         bed.record("vtpm-detach while a command runs", while_running, bed, guest, vtpms[0], 0)
         bed.record("vtpm-attach again", again, bed, guest, vtpms[0], "tpm0")
         bed.record("nothing is left", lambda: guest_resources.same(before, guest))

@@ -2,7 +2,7 @@
 """The driver built in, and a backend that connects 1, 5 and 30 s late, or not: up to 10 s the kernel waits for it."""
 
 from testbed.guest import Guest
-from scenarios.ima import POLICY
+from testbed.guest_checks import IMA_POLICY
 
 SETS = ("deep", "intree")
 KERNEL = "intree"
@@ -20,7 +20,7 @@ IN_TIME = ("ima_has_a_tpm", "ima_boot_aggregate", "ima_replay")
 
 def late(bed, vtpm, seconds, *checks):
     """A guest whose backend is late."""
-    guest = Guest(bed.machine, f"late{seconds}", [vtpm], options=f"bed.tpms={vtpm.version} initcall_debug {POLICY}")
+    guest = Guest(bed.machine, f"late{seconds}", [vtpm], options=f"bed.tpms={vtpm.version} initcall_debug {IMA_POLICY}")
     late_by = LATE.format(name=guest.name, seconds=seconds)
     bed.record(f"{guest.name}: starts", guest.start, lambda: bed.machine.must(late_by))
     bed.checks(guest, *checks, "kernel_log")

@@ -5,7 +5,8 @@ is gone. It works all the same. One that is shown as closed is lost until somebo
 import base64
 import time
 
-from scenarios.hotplug import THERE, in_guest
+from testbed import wait
+from testbed.guest_scripts import THERE, in_guest
 from testbed.report import Failure
 
 SETS = ("deep",)
@@ -40,10 +41,8 @@ def leaves(bed, guest):
     """The guest goes down in good order, as for a kexec, and the toolstack keeps what it leaves."""
     guest.type(f"sh script {base64.b64encode(b'poweroff -f').decode()}")
     start = time.monotonic()
-    while "---s--" not in bed.machine.must(f"xl list {guest.name}"):
-        if time.monotonic() > start + LIMIT:
-            raise Failure(f"it still runs after {LIMIT} s: {bed.machine.must('xl list')}")
-        time.sleep(0.2)
+    wait.until(lambda: "---s--" in bed.machine.must(f"xl list {guest.name}"), LIMIT,
+               lambda: f"it still runs: {bed.machine.must('xl list')}")
     seconds = time.monotonic() - start
     states = bed.machine.must(NODES.format(name=guest.name) + "xenstore-read $front/state $back/state").split()
     if states != ["6", "2"]:

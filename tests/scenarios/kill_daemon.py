@@ -6,49 +6,22 @@ import random
 import re
 import time
 
-from testbed import backend_resources, guest_resources
+from testbed import backend_resources, guest_resources, ledger, wait
 from testbed.guest import Vtpm
-from scenarios.xl_commands import must_be
 from testbed.report import Failure
+from testbed.toolstack import must_be
 
 SETS = ("deep",)
+# How often what is killed: a few of each, under less load, which takes less time.
+FEW = {"daemon": 2, "restart": 1, "closed": 1, "first start": 1}
+# One guest lives through fifty, with an NV counter in both TPMs.
+FIFTY = {"daemon": 42, "restart": 8, "closed": 4, "first start": 8}
+VARIANTS = {"50": {"sets": ("deep",), "plan": FIFTY, "version": "2.0", "pause": 0}}
 
 STATE = "/var/lib/xen-vtpmd"
 ATTACH_LIMIT = 15
 # A new TPM's key takes more than the toolstack's 10 s where its primes are found late: the next try finds it made.
 KEY_LIMIT = 60
-
-
-def start_books(guest, policy, pause, least=0):
-    """Starts the guest's load."""
-    guest.must("rm -f /run/ledger /run/ledger.stop")
-    guest.must(f"python3 -E -s /bed/ledger.py {policy} {least} {pause} >/run/ledger.out 2>&1 &")
-
-
-def book(guest):
-    """What the guest's books say: a word, and numbers by name. Fails when they say that something is wrong."""
-    text = guest.must("cat /run/ledger 2>/dev/null || cat /run/ledger.out").strip()
-    if not re.match("working|waiting|ended", text):
-        raise Failure(f"{guest.name}: {text}")
-    return text.split()[0], {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", text)}
-
-
-def says(guest, wanted, limit=30):
-    """Waits until the books begin so."""
-    until = time.monotonic() + limit
-    while not (text := guest.run("cat /run/ledger 2>/dev/null || cat /run/ledger.out").output).startswith(wanted):
-        if time.monotonic() > until:
-            raise Failure(f"{guest.name}: not {wanted!r} after {limit} s, but {text!r}")
-        time.sleep(0.3)
-
-
-def progress(guest, limit=40):
-    """Waits until the load has gone on."""
-    until, before = time.monotonic() + limit, book(guest)[1].get("rounds", 0)
-    while book(guest)[1].get("rounds", 0) < before + 2:
-        if time.monotonic() > until:
-            raise Failure(f"{guest.name}: no progress in {limit} s: {book(guest)}")
-        time.sleep(0.2)
 
 
 def pid_of(bed, vtpm):
@@ -66,25 +39,25 @@ def kill_daemon(bed, guests, chance, _):
         bed.machine.must(f"xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & sleep {chance.uniform(0, 0.6):.2f}; kill -9 $!")
     bed.start_backend()
     for guest in guests:
-        progress(guest)
+        ledger.progress(guest)
     after = bed.machine.must("pidof swtpm").split()
     if sorted(before) != sorted(after):
         raise Failure(f"swtpm had the pids {before} before, and {after} after the daemon was killed")
-    return str({guest.name: book(guest)[1] for guest in guests})
+    return str({guest.name: ledger.read(guest)[1] for guest in guests})
 
 
 def kill_restarting(bed, guest, chance, _):
     """kill -9 of a swtpm whose vTPM comes back at once: as a TPM that has just been started."""
     vtpm, = guest.vtpms
-    resets = book(guest)[1].get("resets", 0)
+    resets = ledger.read(guest)[1].get("resets", 0)
     time.sleep(chance.uniform(0, 1.5))
     old = pid_of(bed, vtpm)
     bed.machine.must(f"kill -9 {old}")
-    progress(guest)
+    ledger.progress(guest)
     if pid_of(bed, vtpm) == old:
         raise Failure("it has the same process")
-    if book(guest)[1].get("resets", 0) != resets + 1:
-        raise Failure(f"the guest has not seen that its PCRs are reset: {book(guest)}")
+    if ledger.read(guest)[1].get("resets", 0) != resets + 1:
+        raise Failure(f"the guest has not seen that its PCRs are reset: {ledger.read(guest)}")
 
 
 def kill_closed(bed, guest, chance, pause):
@@ -92,17 +65,17 @@ def kill_closed(bed, guest, chance, pause):
     vtpm, = guest.vtpms
     time.sleep(chance.uniform(0, 1.5))
     bed.machine.must(f"kill -9 {pid_of(bed, vtpm)}")
-    says(guest, "waiting EPIPE")
-    rounds = book(guest)[1]["rounds"]
+    ledger.says(guest, "waiting EPIPE")
+    rounds = ledger.read(guest)[1]["rounds"]
     time.sleep(3)
-    state, numbers = book(guest)
+    state, numbers = ledger.read(guest)
     if state != "waiting" or numbers["rounds"] != rounds:
         raise Failure(f"a command was answered: {numbers}")
     guest.destroy()
     guest.start()
     bed.checks(guest, "module_loads", "ledger_reset")
-    start_books(guest, "closed", pause, numbers["counter"])
-    says(guest, "working")
+    ledger.start(guest, "closed", pause, numbers["counter"])
+    ledger.says(guest, "working")
 
 
 def detach(machine, guest, vtpm):
@@ -128,27 +101,20 @@ def kill_at_first_start(bed, guest, chance, _):
     detach(machine, guest, vtpm)
     # Whatever is there now has to start, once what the killed one had started has noticed.
     start = time.monotonic()
-    while (done := machine.run(f"xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0", 60))[0]:
-        if time.monotonic() > start + KEY_LIMIT:
-            raise Failure(f"{victim} was killed, and after {KEY_LIMIT} s it does not start: {done[1]}"
-                          f"{backend_resources.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}")
-        # An attachment that failed is left in the list.
-        detach(machine, guest, vtpm)
-        time.sleep(1)
+
+    def attached():
+        code, _ = machine.run(f"xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0", 60)
+        if code:
+            # An attachment that failed is left in the list.
+            detach(machine, guest, vtpm)
+        return code == 0
+
+    wait.until(attached, KEY_LIMIT, lambda: f"{victim} was killed, and the vTPM does not start: "
+               f"{backend_resources.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}", pause=1)
     seconds = time.monotonic() - start
     must_be(machine, f"xl vtpm-list {guest.name} | grep {vtpm.uuid} | tr -s ' ' | cut -d' ' -f5", "4", 20)
     detach(machine, guest, vtpm)
     return f"{victim} killed, attached again after {seconds:.1f} s"
-
-
-def ends_well(guests):
-    """The books are closed, and right to the end."""
-    found = {}
-    for guest in guests:
-        guest.must("touch /run/ledger.stop")
-        says(guest, "ended")
-        found[guest.name] = book(guest)[1]
-    return str(found)
 
 
 def nothing_left(bed, idle):
@@ -159,7 +125,7 @@ def nothing_left(bed, idle):
     return backend_resources.compare(idle, backend_resources.holdings(bed.machine))
 
 
-def scenario(bed, plan, version, pause):
+def run(bed, plan=FEW, version="1.2", pause=0.1):
     """Kills as `plan` says, how often in which way, in an order and at moments that the seed decides. `version` is
     that of the TPM that comes back at once; the guests work with a `pause` after each round, in seconds."""
     seed = int(os.environ.get("SEED") or time.time())
@@ -173,21 +139,17 @@ def scenario(bed, plan, version, pause):
         for guest in (closed, restart):
             bed.checks(guest, "module_loads", *(["ledger_counter"] if guest.vtpms[0].version == "2.0" else []))
         before = guest_resources.take(restart)
+        bed.record("the instruments measure", backend_resources.measures, bed.machine, 2)
         for guest in (closed, restart):
-            start_books(guest, guest.name, pause)
-            says(guest, "working")
+            ledger.start(guest, guest.name, pause)
+            ledger.says(guest, "working")
         ways = {"daemon": (kill_daemon, (closed, restart)), "restart": (kill_restarting, restart),
                 "closed": (kill_closed, closed), "first start": (kill_at_first_start, restart)}
         for number, kind in enumerate(kinds, 1):
             function, whom = ways[kind]
             if not bed.record(f"kill {number} of {len(kinds)}: {kind}", function, bed, whom, chance, pause):
                 raise Failure(f"SEED={seed} repeats this")
-        bed.record(f"nothing is lost (SEED={seed})", ends_well, (closed, restart))
+        bed.record(f"nothing is lost (SEED={seed})", ledger.ends_well, (closed, restart))
         # This one has lived through all of it.
         bed.record("nothing is left in the guest", lambda: guest_resources.same(before, restart))
     bed.record("nothing is left over", nothing_left, bed, idle)
-
-
-def run(bed):
-    """A few of each, under less load, which takes less time."""
-    scenario(bed, {"daemon": 2, "restart": 1, "closed": 1, "first start": 1}, "1.2", 0.1)

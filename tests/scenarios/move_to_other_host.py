@@ -5,7 +5,7 @@ import os
 import re
 
 from testbed.guest import Guest
-from scenarios.xl_commands import refused
+from testbed.toolstack import refused
 from testbed.report import Failure
 from testbed.testbed import Testbed
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """The same module source on the other stock kernels that the archive has."""
 
-from scenarios import tpm_functions
+from testbed import guest_checks
 
 SETS = ("test",)
 OTHER_KERNELS = True
@@ -12,7 +12,7 @@ def run(bed):
     vtpms = [bed.vtpm("1.2"), bed.vtpm("2.0")]
     bed.boot(vtpms)
     with bed.guest("tpm12", vtpms[:1]) as guest:
-        bed.checks(guest, *tpm_functions.LOAD, *tpm_functions.TPM12)
+        bed.checks(guest, *guest_checks.LOAD, *guest_checks.TPM12)
     with bed.guest("tpm20", vtpms[1:]) as guest:
-        bed.checks(guest, *tpm_functions.LOAD, "tpm20_is_found", "tpm2_getcap", "tpm2_pcrextend", "hwrng",
-                   "tpm20_cancel_while_a_key_is_made", *tpm_functions.COMMON, "reload_5")
+        bed.checks(guest, *guest_checks.LOAD, "tpm20_is_found", "tpm2_getcap", "tpm2_pcrextend", "hwrng",
+                   "tpm20_cancel_while_a_key_is_made", *guest_checks.COMMON, "reload_5")

@@ -7,6 +7,7 @@ import os
 import re
 import time
 
+from testbed import wait
 from testbed.guest import Guest
 from testbed.machine import BedError
 from tools.package.deb import build_deb, deb
@@ -115,11 +116,12 @@ def keeps(bed, guest, what):
     """Something is done to the daemon: another one serves the guest, by the same swtpm with the same PCRs."""
     before, pcrs = [*show(bed, "MainPID"), swtpm_status(bed)[0]], guest.must("tpm2_pcrread sha256:16")
     bed.machine.must(what, 180)
-    until = time.monotonic() + 20
-    while (found := show(bed, "ActiveState", "MainPID"))[0] != "active" or found[1] == before[0]:
-        if time.monotonic() > until:
-            raise Failure(f"the daemon was {before[0]}, and now: {found}")
-        time.sleep(0.5)
+
+    def another():
+        state, pid = show(bed, "ActiveState", "MainPID")
+        return state == "active" and pid != before[0]
+
+    wait.until(another, 20, lambda: f"the daemon was {before[0]}, and now: {show(bed, 'ActiveState', 'MainPID')}", pause=0.5)
     if "0" * 64 in pcrs or guest.must("tpm2_pcrread sha256:16") != pcrs or swtpm_status(bed)[0] != before[1]:
         raise Failure(f"PCR 16 was {pcrs}, swtpm {before[1]}, and now {swtpm_status(bed)[0]}")
     guest.must("tpm2_getrandom 8")
@@ -133,10 +135,9 @@ def certified(bed):
     start = time.monotonic()
     # It may take longer than xl waits; it is made all the same.
     bed.machine.run(f"xl vtpm-attach guest uuid={CERTIFIED} backend=0", 60)
-    while bed.machine.run(f"test -e {STATE}/{CERTIFIED}/tpm2-00.permall && test -e {CA}/issuercert.pem")[0]:
-        if time.monotonic() > start + 90:
-            raise Failure(bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"))
-        time.sleep(1)
+    files = f"test -e {STATE}/{CERTIFIED}/tpm2-00.permall && test -e {CA}/issuercert.pem"
+    wait.until(lambda: bed.machine.run(files)[0] == 0, 90,
+               lambda: bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"), pause=1)
     seconds = time.monotonic() - start
     bed.machine.run(f"xl vtpm-detach guest {CERTIFIED}", 60)
     return f"{seconds:.0f} s"
@@ -158,7 +159,6 @@ def security(bed):
     if float(level[1]) > MOST_EXPOSED:
         raise Failure(text)
     return f"exposure {level[1]} ({level[2]})"
-
 
 
 def left(bed):

@@ -2,9 +2,8 @@
 """A kernel with the patch series in it: its unit tests pass there, and IMA has its TPM as with the project's source."""
 
 from tools.series import generate
+from testbed.guest_checks import IMA_FROM_THE_START, IMA_POLICY
 from testbed.report import Failure
-
-from scenarios import ima
 
 SETS = ("deep",)
 KERNEL = "series"
@@ -28,6 +27,6 @@ def run(bed):
     """One guest."""
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm])
-    with bed.guest("series", [vtpm], options=f"{ima.POLICY} kunit.enable=1") as guest:
+    with bed.guest("series", [vtpm], options=f"{IMA_POLICY} kunit.enable=1") as guest:
         bed.record("its unit tests pass", unit_tests, guest)
-        bed.checks(guest, *ima.FROM_THE_START)
+        bed.checks(guest, *IMA_FROM_THE_START)

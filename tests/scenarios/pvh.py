@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A PVH guest with two processors, and a TPM of each version: the checks of a PV guest, in short."""
 
-from scenarios import tpm_functions
+from testbed import guest_checks
 
 SETS = ("test",)
 
@@ -15,4 +15,4 @@ def run(bed):
     pair = [bed.vtpm("2.0"), bed.vtpm("1.2")]
     bed.boot(pair)
     with bed.guest("pvh", pair, type="'pvh'", vcpus=2) as guest:
-        bed.checks(guest, "is_pvh", *tpm_functions.LOAD, *CHECKS, limit=120)
+        bed.checks(guest, "is_pvh", *guest_checks.LOAD, *CHECKS, limit=120)

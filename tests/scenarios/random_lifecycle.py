@@ -6,9 +6,8 @@ import os
 import random
 import time
 
-from testbed import backend_resources, guest_resources
-from scenarios import hotplug, kill_daemon, save_restore, xl_commands
-from scenarios.kill_daemon import book, progress, says, start_books
+from testbed import backend_resources, guest_resources, ledger, toolstack
+from testbed.guest_scripts import in_guest
 from testbed.report import Failure
 
 SETS = ("test", "compare", "race")
@@ -19,12 +18,12 @@ LIMIT = 60
 
 def saved_and_restored(bed, guest, _):
     """Saved and made anew, which the guest's programs do not see."""
-    save_restore.save_and_restore(bed, guest)
+    toolstack.save_and_restore(bed, guest)
 
 
 def checkpoint(bed, guest, _):
     """Saved, and it goes on: its suspend is called off."""
-    save_restore.checkpoint(bed, guest)
+    toolstack.checkpoint(bed, guest)
 
 
 def failed_save(bed, guest, chance):
@@ -47,14 +46,14 @@ def attached_again(bed, guest, chance):
     """Detached, and attached again some time later: a TPM that has just been started."""
     vtpm, = guest.vtpms
     bed.machine.must(f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
-    hotplug.in_guest(guest, "wait_for 20 sh -c '[ ! -e /sys/bus/xen/devices/vtpm-0 ]'")
+    in_guest(guest, "wait_for 20 sh -c '[ ! -e /sys/bus/xen/devices/vtpm-0 ]'")
     time.sleep(chance.uniform(0.3, 3))
-    xl_commands.attach(bed, guest, vtpm)
+    toolstack.attach(bed, guest, vtpm)
 
 
 def bound_again(_, guest, chance):
     """Unbound, and bound some time later."""
-    hotplug.in_guest(guest, "echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind; "
+    in_guest(guest, "echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind; "
                             f"sleep {chance.uniform(0.3, 3):.1f}; echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind")
 
 
@@ -65,7 +64,7 @@ EVENTS = {saved_and_restored: (0, 0), checkpoint: (0, 0), failed_save: (0, 0), d
 
 def counts(guest):
     """What the books say of openings and resets."""
-    numbers = book(guest)[1]
+    numbers = ledger.read(guest)[1]
     return [numbers.get(name, 0) for name in ("reopened", "resets")]
 
 
@@ -75,18 +74,34 @@ def lives_through(bed, guest, event, chance):
     before = counts(guest)
     said = event(bed, guest, chance) or ""
     start = time.monotonic()
-    progress(guest, LIMIT)
+    ledger.progress(guest, LIMIT)
     wanted = [old + more for old, more in zip(before, EVENTS[event])]
     if counts(guest) != wanted:
         raise Failure(f"opened anew and reset {counts(guest)} times, not {wanted}; {said}")
     tpms = guest.must("ls /sys/class/tpm").split()
     if tpms != ["tpm0"]:
         raise Failure(f"there are {tpms} now")
-    return f"{said} went on {time.monotonic() - start:.1f} s later: {book(guest)}".strip()
+    return f"{said} went on {time.monotonic() - start:.1f} s later: {ledger.read(guest)}".strip()
 
 
-def scenario(bed, events, pause):
-    """Goes through the events that `events` makes of random numbers, one by one."""
+def each_once(chance):
+    """Each event once, in some order."""
+    return chance.sample(list(EVENTS), len(EVENTS))
+
+
+def for_long(chance):
+    """LIFECYCLE_SECONDS= is for another time than half an hour."""
+    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 1800)
+    while time.monotonic() < until:
+        yield chance.choice(list(EVENTS))
+
+
+# Half an hour, under constant load.
+VARIANTS = {"deep": {"sets": ("deep",), "events": for_long, "pause": 0}}
+
+
+def run(bed, events=each_once, pause=0.05):
+    """Goes through the events that `events` makes of random numbers, one by one. SEED= repeats their order."""
     seed = int(os.environ.get("SEED") or time.time())
     print(f"    SEED={seed} repeats the order of events", flush=True)
     chance = random.Random(seed)
@@ -95,8 +110,8 @@ def scenario(bed, events, pause):
     with bed.guest("mix", [vtpm], memory=400) as guest:
         bed.checks(guest, "module_loads", *(["ledger_counter"] if vtpm.version == "2.0" else []))
         before = guest_resources.take(guest)
-        start_books(guest, "restart", pause)
-        says(guest, "working")
+        ledger.start(guest, "restart", pause)
+        ledger.says(guest, "working")
         for number, event in enumerate(events(chance), 1):
             if bed.record(f"event {number}: {event.__name__}", lives_through, bed, guest, event, chance):
                 continue
@@ -106,13 +121,8 @@ def scenario(bed, events, pause):
             guest.destroy()
             guest.start()
             bed.checks(guest, "module_loads")
-            start_books(guest, "restart", pause)
-            says(guest, "working")
-        bed.record(f"the books are right to the end (SEED={seed})", kill_daemon.ends_well, [guest])
+            ledger.start(guest, "restart", pause)
+            ledger.says(guest, "working")
+        bed.record(f"the books are right to the end (SEED={seed})", ledger.ends_well, [guest])
         bed.record("nothing is left", lambda: guest_resources.same(before, guest))
         bed.record("the daemon has not panicked", backend_resources.no_panic, bed.machine)
-
-
-def run(bed):
-    """Each event once, in some order."""
-    scenario(bed, lambda chance: chance.sample(list(EVENTS), len(EVENTS)), 0.05)

@@ -2,7 +2,7 @@
 """A guest is saved and restored twenty times with its TPM: each time it is the same device, and nothing is left over."""
 
 from testbed import guest_resources
-from scenarios import save_restore
+from testbed.toolstack import save_and_restore
 
 SETS = ("deep",)
 
@@ -15,10 +15,10 @@ def run(bed):
     bed.boot([vtpm], dom0_memory=1792)
     with bed.guest("saves", [vtpm], memory=400) as guest:
         bed.checks(guest, "module_loads", "save_prepare")
-        bed.record("the first time", save_restore.save_and_restore, bed, guest)
+        bed.record("the first time", save_and_restore, bed, guest)
         bed.checks(guest, "save_kept")
         before = guest_resources.take(guest)
         for number in range(1, TIMES + 1):
-            bed.record(f"{number} of {TIMES}", save_restore.save_and_restore, bed, guest)
+            bed.record(f"{number} of {TIMES}", save_and_restore, bed, guest)
             bed.checks(guest, "save_kept")
         bed.record("nothing is left", lambda: guest_resources.same(before, guest))

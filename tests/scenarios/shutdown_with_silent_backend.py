@@ -3,7 +3,7 @@
 
 import time
 
-from testbed.report import Failure
+from testbed import wait
 
 SETS = ("test", "debug")
 
@@ -15,10 +15,8 @@ def goes_down(bed, guest):
     """The guest reboots while the backend is silent: it does not wait for that."""
     start = time.monotonic()
     guest.type("sh script cmVib290IC1m")
-    while bed.machine.run(f"xl list {guest.name} | tail -n 1 | awk '{{ print $5 }}' | grep -q '^..----$'")[0] == 0:
-        if time.monotonic() > start + LIMIT * bed.slowness:
-            raise Failure(f"it still runs after {LIMIT * bed.slowness} s")
-        time.sleep(0.2)
+    runs = f"xl list {guest.name} | tail -n 1 | awk '{{ print $5 }}' | grep -q '^..----$'"
+    wait.until(lambda: bed.machine.run(runs)[0], LIMIT * bed.slowness, "it still runs")
     return f"after {time.monotonic() - start:.1f} s"
 
 

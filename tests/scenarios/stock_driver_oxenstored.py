@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Others than ours at the ends: the stock C driver as frontend, and oxenstored in xenstored's place."""
 
-from scenarios import xl_commands
+from testbed import toolstack
 
 SETS = ("test",)
 
@@ -18,6 +18,6 @@ def run(bed):
     bed.machine.must("pidof oxenstored && ! pidof xenstored")
     with bed.guest("stock", [], options="bed.tpms=1.2") as guest:
         guest.must(". /bed/lib.sh; load_driver")
-        bed.record("vtpm-attach", xl_commands.attach, bed, guest, vtpm)
+        bed.record("vtpm-attach", toolstack.attach, bed, guest, vtpm)
         bed.checks(guest, *CHECKS)
-        bed.record("vtpm-detach", xl_commands.detach, bed, guest, vtpm.uuid, 0)
+        bed.record("vtpm-detach", toolstack.detach, bed, guest, vtpm.uuid, 0)

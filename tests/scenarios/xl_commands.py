@@ -1,29 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """What xl can do to a guest with vTPMs: attach, detach, reboot, destroy; and starts that have to fail."""
 
-import re
 import time
 
-from testbed import backend_resources
-from testbed.guest import Guest
 from testbed.report import Failure
+from testbed.toolstack import BASE, attach, detach, must_be, refused
 
 SETS = ("test",)
 
-# xl itself waits ten seconds for a backend. "At once" is less, also under emulation.
-QUICK = 8.0
-BASE = "/local/domain/0/backend/vtpm"
 # A TPM that takes long to answer.
 KEY = "while :; do tpm2 createprimary -Q -C o -G rsa2048 -c /tmp/key; done >/dev/null 2>&1 &"
-
-
-def must_be(machine, script, wanted, limit=10):
-    """Waits until a script in dom0 prints what is wanted."""
-    until = time.monotonic() + limit
-    while (found := machine.run(script)[1].strip()) != wanted:
-        if time.monotonic() > until:
-            raise Failure(f"{script!r} still says {found!r}, not {wanted!r}, after {limit} s")
-        time.sleep(0.2)
 
 
 def listed(bed, guest, uuids):
@@ -34,25 +20,6 @@ def listed(bed, guest, uuids):
     found = {row[2].lower(): row[4] for row in rows if len(row) > 4}
     if found != {uuid: "4" for uuid in uuids}:
         raise Failure(output)
-
-
-def attach(bed, guest, vtpm):
-    """Adds a vTPM to the running guest."""
-    bed.machine.must(f"xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0", 60)
-    must_be(bed.machine, f"xl vtpm-list {guest.name} | grep -ci {vtpm.uuid}", "1")
-
-
-def detach(bed, guest, uuid, left):
-    """Takes a vTPM away: quickly, and its folder and its swtpm go."""
-    domid = bed.machine.must(f"xl domid {guest.name}").strip()
-    start = time.monotonic()
-    bed.machine.must(f"xl vtpm-detach {guest.name} {uuid}", 60)
-    seconds = time.monotonic() - start
-    if seconds > QUICK:
-        raise Failure(f"xl vtpm-detach took {seconds:.1f} s")
-    folders = f"xenstore-list {BASE}/{domid} 2>/dev/null | wc -l"
-    must_be(bed.machine, f"xenstore-exists {BASE}/{domid} && {folders} || echo 0", str(left))
-    must_be(bed.machine, "pidof swtpm | wc -w", str(left))
 
 
 def reboots(bed, guest):
@@ -74,37 +41,6 @@ def destroyed(bed, guest):
     guest.destroy()
     must_be(bed.machine, "pidof swtpm | wc -w", "0")
     must_be(bed.machine, f"xenstore-ls {BASE} 2>/dev/null | wc -l", "0")
-
-
-def refused(bed, vtpm, pattern):
-    """xl create fails at once, and says why in the log and in xenstore."""
-    machine, logged = bed.machine, len(backend_resources.log(bed.machine))
-    machine.run("xenstore-rm /local/domain/0/error")
-    machine.must(f"xenstore-watch {BASE} >/run/watch 2>&1 & echo $! >/run/watch.pid")
-    bad = Guest(machine, "bad", [vtpm])
-    bad.write_config()
-    start = time.monotonic()
-    code, output = machine.run(bad.create, 120)
-    seconds = time.monotonic() - start
-    machine.must("kill $(cat /run/watch.pid)")
-    shown, log = backend_resources.reasons(machine), backend_resources.log(machine)[logged:]
-    wrong = []
-    if code == 0:
-        bad.destroy()
-        wrong.append("xl create made the guest")
-    if seconds > QUICK:
-        wrong.append(f"xl create took {seconds:.1f} s")
-    if not re.search(pattern, shown):
-        wrong.append(f"xenstore does not say /{pattern}/ but {shown!r}")
-    if not re.search(pattern, log):
-        wrong.append(f"the log does not say /{pattern}/ but {log!r}")
-    if "hotplug-error" not in machine.must("cat /run/watch"):
-        wrong.append("no hotplug-error was written")
-    if bad.alive():
-        wrong.append("the domain is still there")
-    if wrong:
-        raise Failure("; ".join(wrong) + "\n" + output)
-    return f"in {seconds:.1f} s: {shown.strip().splitlines()[-1]}"
 
 
 def no_protocol(bed, guest):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Checks that need no guest: Cargo's, and the rules of the sources."""
 
+import ast
 import os
 import re
 import subprocess
@@ -10,8 +11,10 @@ from testbed.report import Failure
 from tools.sources import read, sources
 from tools.steps import LOGS, TOP, logged
 
+# The root has all that the integration tests need: none may be skipped.
+MUST = {"XEN_VTPMD_MUST": "1"}
 CARGO = (
-    ("cargo test", ["cargo", "test", "--workspace"], {}),
+    ("cargo test", ["cargo", "test", "--workspace", "--", "--show-output"], MUST),
     ("cargo clippy", ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], {}),
     ("cargo fmt", ["cargo", "fmt", "--all", "--check", "--", "--color", "never"], {}),
     ("cargo doc", ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"],
@@ -19,7 +22,8 @@ CARGO = (
 )
 DEEP = (
     ("tests that take long, and 10^7 steps of the backend's fuzzer",
-     ["cargo", "test", "--release", "-p", "xen-vtpmd", "--", "--include-ignored"], {"XEN_VTPMD_STEPS": "10000000"}),
+     ["cargo", "test", "--release", "-p", "xen-vtpmd", "--", "--include-ignored", "--show-output"],
+     {"XEN_VTPMD_STEPS": "10000000", **MUST}),
 )
 SOURCES = (".rs", ".c", ".h", ".py", ".sh", ".toml", ".rst")
 NAMED_SOURCES = ("Makefile", "Kbuild", "Kconfig", "packages")
@@ -33,7 +37,7 @@ def none(found):
         raise Failure("\n".join(found))
 
 
-def cargo(name, command, environment):
+def cargo(report, name, command, environment):
     """Runs one of Cargo's commands."""
     log = re.sub("[^a-z0-9]+", "-", name) + ".log"
     code = logged(["nice", *command], log, cwd=TOP, env={**cargo_environment(), **environment})
@@ -41,12 +45,50 @@ def cargo(name, command, environment):
         text = file.read()
     if code:
         raise Failure(text[-4000:])
-    if command[1] == "test":
-        passed = sum(int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE))
-        if not passed:
-            raise Failure("cargo test ran no test")
-        return f"{passed} tests"
-    return ""
+    return count_tests(report, name, text) if command[1] == "test" else ""
+
+
+def count_tests(report, name, text):
+    """How many tests ran, by what Cargo said with --show-output. One that says that it skipped something has not passed:
+    it is in the report by its name."""
+    passed = sum(int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE))
+    if not passed:
+        raise Failure("cargo test ran no test")
+    skipped = re.findall(r"^---- (\S+) stdout ----\n(?:(?!---- |\n\n).*\n)*?.*SKIPPED:? *(.*)$", text, re.MULTILINE)
+    for test, why in skipped:
+        report.add("host", f"{name}: {test}", "skip", 0, why)
+    return f"{passed - len(skipped)} tests"
+
+
+# Which of the project's Python packages may import which. What is in nobody's list is imported by nobody.
+PACKAGES = {"tools": ("tools",), "testbed": ("tools", "testbed"), "scenarios": ("tools", "testbed"),
+            "suites": ("tools", "testbed", "suites"), "guest": (), "run": ("tools", "testbed", "suites", "demo"),
+            "demo": ("tools", "testbed")}
+
+
+def imported(name):
+    """The packages of ours that a Python file imports."""
+    for node in ast.walk(ast.parse(read(name), name)):
+        found = [alias.name for alias in node.names] if isinstance(node, ast.Import) else \
+            [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        yield from ((node.lineno, module) for module in found if module.split(".")[0] in PACKAGES)
+
+
+def imports():
+    """Tools know no tests, the testbed knows no scenario and no suite, and a scenario knows no other one."""
+    wrong, seen = [], 0
+    for name in sources():
+        if not name.endswith(".py") or not name.startswith(("tools/", "tests/")):
+            continue
+        package = "tools" if name.startswith("tools/") else name.removesuffix(".py").split("/")[1]
+        for line, module in imported(name):
+            seen += 1
+            if package in PACKAGES and module.split(".")[0] not in PACKAGES[package]:
+                wrong.append(f"{name}:{line}: {package} imports {module}")
+    none(wrong)
+    if not seen:
+        raise Failure("no import was looked at")
+    return f"{seen} imports"
 
 
 def kernel_rustfmt(kernel):
@@ -95,15 +137,16 @@ def run(report, kernels):
     """Runs the suite."""
     first = next(kernel for kernel in kernels if kernel.bootable)
     for name, command, environment in CARGO:
-        report.check("host", name, cargo, name, command, environment)
+        report.check("host", name, cargo, report, name, command, environment)
     report.check("host", "rustfmt with the kernel's rules", kernel_rustfmt, first)
     report.check("host", "every source file names its licence", licences)
     report.check("host", "unsafe only in src/xen, src/tpm and src/xen_sys", unsafe_rooms)
     report.check("host", f"no file over {LONGEST} lines", lengths)
     report.check("host", "no archive host in the sources", no_hosts)
+    report.check("host", "tools import no tests, scenarios no scenario", imports)
 
 
 def run_deep(report):
     """Runs what is too slow for every day."""
     for name, command, environment in DEEP:
-        report.check("host", name, cargo, name, command, environment)
+        report.check("host", name, cargo, report, name, command, environment)

@@ -9,7 +9,7 @@ import subprocess
 
 from tools.build import build_module, module_path
 from testbed.report import Failure, Skip
-from tools.steps import BUILD, LOGS, TOP, logged, output
+from tools.steps import BUILD, JOBS, LOGS, TOP, logged, output
 from tools.sources import sources
 
 WARNING = re.compile(r"^(warning|error)\b|: (warning|error):|WARNING: modpost|undefined!", re.MULTILINE)
@@ -45,7 +45,7 @@ def build_with(kernel, what, option, ran):
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     log = f"{what}-{kernel.release}.log"
-    code = logged(["make", "-j2", "-C", kernel.build, f"M={TOP}", f"MO={folder}", option, "modules"], log)
+    code = logged(["make", f"-j{JOBS}", "-C", kernel.build, f"M={TOP}", f"MO={folder}", option, "modules"], log)
     found = warnings(log)
     if code or found:
         raise Failure("\n".join(found) or f"code {code}: see build/log/{log}")

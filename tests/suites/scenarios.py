@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs scenarios on the testbed: each is a file in tests/scenarios with SETS and a function `run(bed)`. Some run at a
-time, but for those that say ALONE."""
+"""Runs scenarios on the testbed: each is a file in tests/scenarios with SETS and a function `run(bed)`, and VARIANTS where
+that function takes other arguments under another name. Some run at a time, but for those that say ALONE."""
 
+import dataclasses
 import functools
 import importlib
 import os
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from testbed import programs
@@ -15,33 +17,86 @@ from testbed.testbed import Testbed
 from tools import build
 from tools.kernels import debug_kernel, intree
 from tools.series import generate
-from tools.steps import TOP, StepError, step
+from tools.steps import BUILD, JOBS, TOP, StepError, memory_mb, need_space, step
 
 SCENARIOS = f"{TOP}/tests/scenarios"
-# A scenario's name with one of these behind it, as in reconnect-debug, is that scenario with this kernel in its guests.
+# A scenario's name with one of these behind it, as in backend_restart-debug, is that scenario with this kernel in its guests.
 DEBUG = {kind.series: kind for kind in (debug_kernel.DebugKernel, debug_kernel.RaceKernel)}
-# QEMU has one processor's work to do in each, but half of the time a scenario waits for a limit or for an answer.
-AT_ONCE = min(os.cpu_count() or 1, 2) + 1
+# What one machine takes of the host's memory (MiB): QEMU's own 4096, and what holds its image.
+MACHINE = 4600
+
+
+@dataclasses.dataclass
+class Scenario:
+    """One that can be run by its name."""
+
+    name: str
+    module: object
+    sets: tuple
+    arguments: dict
+    # A kernel of our own in its guests, by its name in OWN.
+    kernel: str | None = None
+
+    @property
+    def alone(self):
+        """Whether no other scenario may run meanwhile."""
+        return getattr(self.module, "ALONE", False)
+
+    @property
+    def says(self):
+        """What it is about, in a line."""
+        return self.module.__doc__.strip().splitlines()[0]
+
+
+def known():
+    """All scenarios by their names: NAME, NAME_VARIANT, and each as NAME-debug and NAME-race."""
+    found = {}
+    for file in sorted(os.listdir(SCENARIOS)):
+        name, ending = os.path.splitext(file)
+        if ending != ".py" or name.startswith("_"):
+            continue
+        module = importlib.import_module(f"scenarios.{name}")
+        own = getattr(module, "KERNEL", None)
+        found[name] = Scenario(name, module, module.SETS, {}, own)
+        for variant, arguments in getattr(module, "VARIANTS", {}).items():
+            arguments = dict(arguments)
+            found[f"{name}_{variant}"] = Scenario(f"{name}_{variant}", module, arguments.pop("sets"), arguments, own)
+    for kind in DEBUG:
+        found |= {f"{name}-{kind}": dataclasses.replace(
+            one, name=f"{name}-{kind}", kernel=kind, sets=(kind, "deep") if kind in one.sets else ())
+            for name, one in list(found.items()) if "-" not in name}
+        found |= {name: dataclasses.replace(one, sets=tuple(set(one.sets) - {kind}))
+                  for name, one in found.items() if "-" not in name}
+    return found
 
 
 def selected(word):
     """The scenarios of a set (test, deep; debug and race, which are with these kernels and part of deep), or those
     named in a comma-separated list."""
-    words = word.split(",")
-    names = sorted(name[:-3] for name in os.listdir(SCENARIOS) if name.endswith(".py") and name[0] != "_")
-    found = {name: importlib.import_module(f"scenarios.{name}") for name in names}
-    chosen = {name: module for name, module in found.items() if word in set(module.SETS) - set(DEBUG) or name in words}
-    for kind in DEBUG:
-        chosen |= {f"{name}-{kind}": module for name, module in found.items()
-                   if word in (kind, "deep") and kind in module.SETS or f"{name}-{kind}" in words}
-    if not chosen:
-        raise StepError(f"no scenario '{word}': there are {', '.join(names)}, each also as NAME-{' and NAME-'.join(DEBUG)}")
-    return chosen
+    found = known()
+    chosen = [one for one in found.values() if word in one.sets]
+    if chosen:
+        return chosen
+    unknown = [name for name in word.split(",") if name not in found]
+    if unknown:
+        plain = [name for name in found if "-" not in name]
+        raise StepError(f"no scenario '{unknown[0]}': there are {', '.join(plain)}, each also as NAME-"
+                        f"{' and NAME-'.join(DEBUG)}")
+    return [found[name] for name in word.split(",")]
 
 
 def booted(kernels):
-    """The kernels that can be booted; the first, the oldest, is that of most scenarios."""
+    """The kernels that can be booted; the first, the newest, is that of most scenarios."""
     return [kernel for kernel in kernels if kernel.bootable]
+
+
+def at_once():
+    """How many machines may run at a time: QEMU has one processor's work to do in each, but half of the time a scenario
+    waits for a timeout or for a response; and each has its memory. Says what that takes."""
+    count = max(1, min(JOBS + 1, memory_mb() // MACHINE))
+    print(f"    {count} machines at a time, which take up to {count * MACHINE / 1024:.0f} GiB of memory "
+          f"({memory_mb() / 1024:.0f} GiB are available; JOBS={JOBS})", flush=True)
+    return count
 
 
 def prepare_debug(kind, kernel):
@@ -61,58 +116,55 @@ OWN = {
 }
 
 
-def own_kernel(name, module):
-    """Which of them a scenario's guests have; None if theirs is a stock kernel."""
-    kind = name.rpartition("-")[2]
-    return kind if kind in DEBUG else getattr(module, "KERNEL", None)
+def prepared(report, what, function, *arguments):
+    """What a step makes; None where it fails, which is a check's failure."""
+    made = []
+    report.check("testbed", what, lambda: made.append(function(*arguments)))
+    return made[0] if made else None
 
 
-def prepared(report, what, function, kernel):
-    """A kernel of our own; None where it cannot be built."""
-    try:
-        return function(kernel)
-    except StepError as why:
-        report.add("bed", what, "fail", 0, str(why))
-        return None
+def with_module(kernel):
+    """A kernel that the module was built for."""
+    build.build_module(kernel)
+    return kernel
 
 
 def run(report, kernels, xen, scenarios, driver="rust"):
-    """Builds what the bed needs and runs the scenarios."""
-    first, *others = booted(kernels)
-    try:
-        with step("building the module and the backend for the bed"):
-            for kernel in (first, *others):
-                build.build_module(kernel)
-            build.build_backend()
-    except StepError as why:
-        report.add("bed", "module and backend for the bed", "fail", 0, str(why))
+    """Builds what the testbed needs and runs the scenarios. A kernel that nothing can be built for fails, and the others go
+    on."""
+    need_space(4, BUILD, "scenarios")
+    with step("building the module and the backend for the testbed"):
+        usable = [kernel for kernel in booted(kernels)
+                  if prepared(report, f"module for {kernel.release}", with_module, kernel)]
+        ready = report.check("testbed", "backend for the testbed", build.build_backend)
+    if not ready or not usable:
         return
-    wanted = {own_kernel(*scenario) for scenario in scenarios.items()} - {None}
-    jobs, own = [], {kind: prepared(report, *OWN[kind], first) for kind in sorted(wanted)}
-    for name, module in scenarios.items():
+    first, *others = usable
+    own = {kind: prepared(report, *OWN[kind], first) for kind in sorted({one.kernel for one in scenarios} - {None})}
+    jobs = []
+    for one in scenarios:
+        suite = f"testbed/{one.name}"
         # What a scenario needs beside that, while no other one runs.
-        if hasattr(module, "prepare") and not report.check(f"bed/{name}", "is prepared", module.prepare):
+        if hasattr(one.module, "prepare") and not report.check(suite, "is prepared", one.module.prepare):
             continue
-        if kind := own_kernel(name, module):
-            if own[kind]:
-                jobs.append((module, Testbed(report, first, xen, name, driver, own[kind])))
-            continue
-        if not getattr(module, "OTHER_KERNELS", False):
-            jobs.append((module, Testbed(report, first, xen, name, driver)))
-            continue
-        for kernel in others:
-            jobs.append((module, Testbed(report, kernel, xen, f"{name}-{kernel.series}", driver)))
-        if not others:
-            report.add(f"bed/{name}", "boots", "skip", 0, f"the archive has no kernel to boot beside {first.release}")
-    _run_together([job for job in jobs if not getattr(job[0], "ALONE", False)])
-    for module, bed in jobs:
-        if getattr(module, "ALONE", False):
-            _run_one(module, bed)
+        if one.kernel:
+            if own[one.kernel]:
+                jobs.append((one, Testbed(report, first, xen, one.name, driver, own[one.kernel])))
+        elif not getattr(one.module, "OTHER_KERNELS", False):
+            jobs.append((one, Testbed(report, first, xen, one.name, driver)))
+        else:
+            jobs += [(one, Testbed(report, kernel, xen, f"{one.name}-{kernel.series}", driver)) for kernel in others]
+            if not others:
+                report.add(suite, "boots", "noted", 0, f"the archive has no kernel to boot beside {first.release}")
+    _run_together([job for job in jobs if not job[0].alone])
+    for job in jobs:
+        if job[0].alone:
+            _run_one(*job)
 
 
 def _run_together(jobs):
     """Runs scenarios, some at a time; an interruption ends those that run, and no other begins."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(at_once()) as pool:
         runs = [pool.submit(_run_one, *job) for job in jobs]
         try:
             for running in runs:
@@ -124,12 +176,17 @@ def _run_together(jobs):
             raise
 
 
-def _run_one(module, bed):
-    with step(f"{bed.suite} on {bed.guest_kernel.release}: {module.__doc__.strip().splitlines()[0]}"):
-        start = time.monotonic()
+def _run_one(one, bed):
+    with step(f"{bed.suite} on {bed.guest_kernel.release}: {one.says}"):
+        start, why = time.monotonic(), None
         try:
-            module.run(bed)
-        except (BedError, StepError, Failure) as why:
-            bed.report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start, str(why))
+            one.module.run(bed, **one.arguments)
+        except (BedError, StepError, Failure) as error:
+            why = str(error)
+        except Exception:  # pylint: disable=broad-except
+            why = traceback.format_exc()
         finally:
             bed.stop()
+        if why:
+            bed.report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start,
+                           f"{why}\nWhat it had to check after this was not checked.")

@@ -10,7 +10,7 @@ import subprocess
 from tools.kernels import configs, intree
 from tools.series import generate
 from testbed.report import Failure
-from tools.steps import BUILD, LOGS, must, output, step
+from tools.steps import BUILD, JOBS, LOGS, must, output, step
 from suites.intree import objects, without_warnings
 
 # Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may have to be changed, is
@@ -134,9 +134,9 @@ def builds_whole(stock):
 def lints(stock):
     """Clippy, of the kernel crate and of the driver, and rustdoc, of the kernel crate, by the kernel's own rules for them."""
     with step("clippy and rustdoc on a kernel with the series"), generate.tree(stock, LOGO) as kernel:
-        must(kernel.kbuild + ["-j2", "CLIPPY=1", "prepare", f"{generate.DRIVER}/"], "series-clippy.log",
+        must(kernel.kbuild + [f"-j{JOBS}", "CLIPPY=1", "prepare", f"{generate.DRIVER}/"], "series-clippy.log",
              "clippy refuses the series")
-        must(kernel.kbuild + ["-j2", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")
+        must(kernel.kbuild + [f"-j{JOBS}", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")
     without_warnings("series-clippy.log")
     without_warnings("series-rustdoc.log", NOT_THERE)
 
@@ -160,6 +160,18 @@ def run_part(report, stock):
                          "series", lambda _: generate.files("HEAD"))
     if built:
         report.check("series", f"{stock.series}: clippy has nothing to say", lints_part, stock)
+
+
+def run_other(report, stock):
+    """The series for a kernel that is not built as a whole."""
+    run(report, stock.source)
+    run_part(report, stock)
+
+
+def run_whole(report, stock):
+    """The series for the kernel that is."""
+    run(report, stock.source)
+    run_build(report, stock)
 
 
 def run_build(report, stock):

@@ -5,15 +5,18 @@ import collections
 import json
 import re
 
+from testbed import wait
 from testbed.report import Failure
 
 # Sockets and pipes have numbers, and a vTPM's files have its name.
 NUMBERS = re.compile(r":\[\d+\]|[0-9a-f]{8}-[0-9a-f-]{27}")
 
+# Of all processes of the daemon, whoever of them serves a vTPM.
 LOOK = """
-pid=$(cat /run/xen-vtpmd.pid)
-for fd in /proc/$pid/fd/*; do [ -e "$fd" ] || [ -L "$fd" ] && echo "fd $(readlink "$fd")"; done
-echo "grants $(grep -c gntdev /proc/$pid/maps)"
+for pid in $(pidof xen-vtpmd); do
+	for fd in /proc/$pid/fd/*; do [ -e "$fd" ] || [ -L "$fd" ] && echo "fd $(readlink "$fd")"; done
+done
+echo "grants $(for pid in $(pidof xen-vtpmd); do cat /proc/$pid/maps; done | grep -c gntdev)"
 for name in xen-vtpmd swtpm swtpm_setup; do echo "$name $(pidof $name | wc -w)"; done
 echo "zombies $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ')"
 echo "dying $(xl list | grep -c '(null)')"
@@ -23,8 +26,13 @@ echo "ports $(xl dmesg -c | sed -n '/for domain 0/,/for domain [1-9]/p' | grep -
 """
 
 
-def holdings(machine):
-    """How many of each thing the backend has; `ports` are all of dom0's that lead to guests."""
+# What there is of at least so many for each connected vTPM: an instrument that shows less does not measure.
+FLOORS = ("grants", "ports", "swtpm")
+
+
+def holdings(machine, connected=0):
+    """How many of each thing the backend has; `ports` are all of dom0's that lead to guests. Fails where that is less than
+    so many connected vTPMs have to have."""
     found = collections.Counter()
     for line in machine.must(LOOK).splitlines():
         name, _, value = line.partition(" ")
@@ -32,7 +40,28 @@ def holdings(machine):
             found["fd " + NUMBERS.sub("", value)] += 1
         else:
             found[name] = int(value)
+    low = [f"{name} is {found[name]}" for name in FLOORS if found[name] < connected]
+    if low or not found["xen-vtpmd"] or not any(name.startswith("fd ") for name in found):
+        raise Failure(f"the instruments do not measure: with {connected} vTPMs {', '.join(low) or dict(found)}")
     return found
+
+
+def measures(machine, connected):
+    """The instruments show that so many vTPMs are connected. Returns what they show."""
+    return ", ".join(f"{name} {count}" for name, count in sorted(holdings(machine, connected).items()) if count)
+
+
+def same(before, machine, seconds):
+    """Fails when it has more or less than before, some time later still."""
+    def look():
+        try:
+            return compare(before, holdings(machine))
+        except Failure as why:
+            wrong[0] = str(why)
+            return None
+
+    wrong = [""]
+    return wait.until(look, seconds, lambda: wrong[0], pause=1)
 
 
 def compare(before, after):
@@ -45,10 +74,10 @@ def compare(before, after):
 
 
 def cpu_seconds(machine):
-    """The processor time that the daemon has used."""
-    stat = machine.must("cat /proc/$(cat /run/xen-vtpmd.pid)/stat")
-    fields = stat.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / 100
+    """The processor time that the processes of the daemon have used."""
+    stats = machine.must("for pid in $(pidof xen-vtpmd); do cat /proc/$pid/stat; done").splitlines()
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    return sum(int(ticks) for words in fields for ticks in words[11:13]) / 100
 
 
 def counters(machine, guest):

@@ -3,9 +3,8 @@
 
 import contextlib
 import re
-import time
 
-from testbed import backend_resources, bench
+from testbed import backend_resources, bench, wait
 from testbed.guest import Guest
 from testbed.machine import BedError
 
@@ -43,11 +42,9 @@ def rates(guests, command, seconds, limit=1200):
     guests[0].machine.must(f"sleep {seconds}", limit)
     marks = []
     for guest in guests:
-        until = time.monotonic() + limit
-        while not (output := guest.run("pidof xen-tpm-timing >/dev/null || cat /run/busy").output.strip()):
-            if time.monotonic() > until:
-                raise BedError(f"{guest.name} does not come to an end")
-            time.sleep(1)
+        output = wait.until(
+            lambda guest=guest: guest.run("pidof xen-tpm-timing >/dev/null || cat /run/busy").output.strip(), limit,
+            f"{guest.name} does not come to an end", pause=1, error=BedError)
         name, *numbers = output.split()
         if name != "tpm":
             raise BedError(f"{guest.name}: {output}")

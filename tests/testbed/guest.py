@@ -6,6 +6,7 @@ import dataclasses
 import re
 import time
 
+from testbed import wait
 from testbed.machine import BedError
 
 START_LIMIT = 240
@@ -36,16 +37,16 @@ class Outcome:
 
 class Guest:
     """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much longer than with
-    a stock kernel all that it does may take."""
+    a stock kernel all that it does may take; the host's own slowness comes to that."""
 
     def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", slowness=1, early="earlyprintk=xen",
                  **config):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
-        self._slowness = slowness
+        self._slowness = slowness * wait.slowness()
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
-            "extra": f"'console=hvc0 {early} quiet rdinit=/init bed.slowness={slowness} {options}'",
+            "extra": f"'console=hvc0 {early} quiet rdinit=/init bed.slowness={self._slowness} bed.host={wait.slowness()} {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
             **config,
         }

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import time
 
+from testbed import wait
+
 XEN_OPTIONS = "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info guest_loglvl=info noreboot=true"
 BOOT_LIMIT = 120
 
@@ -58,7 +60,7 @@ class Machine:
         # Counting instructions makes emulation some times slower, whatever its own clock says.
         self.patience = 1 if icount is None else 4
         # systemd takes its time, the more so beside another machine.
-        self._boot_limit = BOOT_LIMIT * self.patience * (2 if disk else 1)
+        self._boot_limit = wait.stretch(BOOT_LIMIT) * self.patience * (2 if disk else 1)
         if disk:
             # What is written to it goes with QEMU.
             self._command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
@@ -120,7 +122,7 @@ class Machine:
         self._number += 1
         request = f"{self._number} {base64.b64encode(script.encode()).decode()}\n"
         self._agent.sendall(request.encode())
-        until = time.monotonic() + limit * self.patience
+        until = time.monotonic() + wait.stretch(limit) * self.patience
         number, code, length = self._line(until)
         if int(number) != self._number:
             raise BedError(f"dom0's agent is out of step: {number} for {self._number}")

@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 
-from testbed import images, programs
+from testbed import images, programs, wait
 from testbed.guest import Guest, Vtpm
 from testbed.machine import BedError, Machine
 from tools import build
@@ -27,15 +27,20 @@ class Testbed:
     def __init__(self, report, kernel, xen, name, driver="rust", own=None):
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
-        self.suite = f"{'bed' if report.name != 'compare' else driver}/{name}"
+        self.suite = f"{'testbed' if report.name != 'compare' else driver}/{name}"
         # Dom0's, and the guests', which may be one of our own; with the debug kernel they are slower and need more
         # memory.
         self.kernel, self.guest_kernel = kernel, own or kernel
         self.debug = isinstance(self.guest_kernel, debug_kernel.DebugKernel)
-        self.slowness = DEBUG_SLOWNESS if self.debug else 1
-        self.work = f"{BUILD}/{self.suite}" if self.suite.startswith("bed") else f"{BUILD}/bed/{name}-{driver}"
+        self._slowness = DEBUG_SLOWNESS if self.debug else 1
+        self.work = f"{BUILD}/testbed/{name}" if report.name != "compare" else f"{BUILD}/testbed/{name}-{driver}"
         self.machine = None
         self._uuids = 0
+
+    @property
+    def slowness(self):
+        """By how much timeouts in a guest are stretched: for its kernel, and for this host."""
+        return self._slowness * wait.slowness()
 
     @property
     def cancel_limit(self):
@@ -85,6 +90,7 @@ class Testbed:
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{folder}/dom0.cpio",
                                cpus=cpus, options=options, **machine)
         seconds = self.machine.start()
+        wait.booted(seconds)
         versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms)
         self.machine.must(f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd check-config")
         self.start_backend()
@@ -133,7 +139,7 @@ class Testbed:
         """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
         if self.debug:
             memory += DEBUG_MEMORY
-            options = {"type": "'pvh'", "vcpus": self.guest_kernel.vcpus, "slowness": self.slowness, "tsc_mode": "'native'",
+            options = {"type": "'pvh'", "vcpus": self.guest_kernel.vcpus, "slowness": self._slowness, "tsc_mode": "'native'",
                        "early": "tsc=nowatchdog", **options}
             options["options"] = f"{self.guest_kernel.options} {options.get('options', '')}"
         return Guest(self.machine, name, vtpms, memory=memory, **options)

@@ -56,7 +56,7 @@ find_keyring() {
 }
 
 remove() {
-	[ ! -e "$1" ] || privileged rm -rf --one-file-system "$1"
+	[ ! -e "$1" ] || (privileged rm -rf --one-file-system "$1")
 }
 
 make_root() {
@@ -68,14 +68,16 @@ make_root() {
 	set -- --mode=root --variant=apt --architectures=amd64 --include="${packages#,}" \
 		--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
 		--aptopt='APT::Sandbox::User "root"'
+	# A snapshot's index is valid for ever.
+	[ -z "${DEBIAN_MIRROR:-}" ] || set -- "$@" --aptopt='Acquire::Check-Valid-Until "false"'
 	[ -z "${proxy:-}" ] || set -- "$@" --aptopt="Acquire::http::Proxy \"$proxy\""
 	# Nothing here reads documentation and translations, a fifth of the whole. Not --dpkgopt: it wants Python here.
 	hook='mkdir -p "$1/etc/dpkg/dpkg.cfg.d"; for part in man doc locale; do echo "path-exclude=/usr/share/$part/*"; done \
 		>"$1/etc/dpkg/dpkg.cfg.d/small"'
 	set -- "$@" --setup-hook="$hook"
-	privileged perl "$mmdebstrap" "$@" $suite "$new" "$cache/sources" ||
+	(privileged perl "$mmdebstrap" "$@" $suite "$new" "$cache/sources") ||
 		die "the root could not be made: see the lines above; running this again starts the step anew"
-	privileged sh -c 'cp "$1" "$2$1" 2>/dev/null; :' sh "$keyring" "$new"
+	(privileged sh -c 'cp "$1" "$2$1" 2>/dev/null; :' sh "$keyring" "$new")
 	remove "$root"
 	mv "$new" "$root"
 	# Roots of other package lists that nobody used for two weeks.
@@ -88,7 +90,6 @@ use_what_is_there() {
 	exit 0
 }
 
-mkdir -p "$cache" || die "cannot write to $cache"
 use_what_is_there
 need apt-get apt-config dpkg-deb perl awk flock
 check_privileged

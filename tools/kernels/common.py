@@ -10,7 +10,7 @@ import re
 import shutil
 
 from tools.kernels import prepare
-from tools.steps import StepError, must, step
+from tools.steps import StepError, must, need_space, step
 
 # All of linux-source but what no guest of the bed needs; the files that say what there is are needed all the same.
 SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
@@ -19,6 +19,8 @@ SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
     |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
 BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
 OPTION = re.compile(r"CONFIG_\w+")
+# What newer kernels call an option. The fragments have both names; one of them has to come out.
+RENAMED = {"CONFIG_PROC_SYSCTL": ("CONFIG_SYSCTL",)}
 
 
 @dataclasses.dataclass
@@ -49,6 +51,7 @@ def unpack(stock, folder):
     if os.path.exists(source):
         return
     work = f"{folder}/work"
+    need_space(8, folder, f"a kernel of {stock.series} of our own")
     with step(f"downloading linux-source {stock.version} (about 165 MB) and unpacking it"):
         archive, = prepare.download(work, f"linux-source-{stock.series}={stock.version}")
         shutil.rmtree(f"{source}.new", ignore_errors=True)
@@ -74,8 +77,10 @@ def lacking(config, fragment):
         lines = [line.strip() for line in file if "CONFIG_" in line]
     missing = []
     for line in lines:
-        # What is off may also be not there at all.
+        # What is off may also be not there at all; a renamed option may have its new name.
         option = OPTION.search(line)[0]
+        if any(line.replace(option, other) in have for other in RENAMED.get(option, ())):
+            continue
         off = line.startswith("#") and not any(other.startswith(f"{option}=") for other in have)
         if line not in have and not off:
             missing.append(line)

@@ -8,7 +8,7 @@ import os
 import shutil
 
 from tools.kernels import common, intree
-from tools.steps import BUILD, must
+from tools.steps import BUILD, JOBS, must
 
 # Raise this when the source has to be copied anew.
 RECIPE = 1
@@ -47,6 +47,7 @@ CORNERS = {
         # CONFIG_MODULE_UNLOAD is not set
         # CONFIG_PROC_FS is not set
         # CONFIG_PROC_SYSCTL is not set
+        # CONFIG_SYSCTL is not set
         # CONFIG_PRINTK is not set
         # CONFIG_PRINTK_TIME is not set
         # CONFIG_LOG_BUF_SHIFT is not set
@@ -67,10 +68,8 @@ CORNERS = {
         CONFIG_RUST_DEBUG_ASSERTIONS=y
         CONFIG_RUST_OVERFLOW_CHECKS=y
         """,
-    # For the series: nothing else but a name that 7.3 does not have any more.
-    "series": """
-        # CONFIG_PROC_SYSCTL is not set
-        """,
+    # For the series: as it is.
+    "series": "",
 }
 
 # A warning is an error in each.
@@ -127,6 +126,6 @@ def objects(kernel, log, *more):
     """Builds the kernel crate, the TPM's core and the driver; returns the folder that has the driver's objects."""
     driver = f"{kernel.build}/{intree.PLACE}"
     shutil.rmtree(driver, ignore_errors=True)
-    must(kernel.kbuild + ["-j2", *more, "prepare", f"{os.path.dirname(intree.PLACE)}/"], log,
+    must(kernel.kbuild + [f"-j{JOBS}", *more, "prepare", f"{os.path.dirname(intree.PLACE)}/"], log,
          f"the driver does not build under the configuration '{kernel.corner}'")
     return driver

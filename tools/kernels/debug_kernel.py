@@ -7,7 +7,7 @@ import os
 import shutil
 
 from tools.kernels import common
-from tools.steps import StepError, must, output, step
+from tools.steps import JOBS, StepError, must, output, step
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FRAGMENT = f"{HERE}/debug.config"
@@ -115,7 +115,7 @@ def _build(kernel):
         f"{kernel.series}-kernel.log"
     with step(f"building the {kernel.series} kernel (about 25 minutes of processor time)"):
         common.configure(kernel, make, fragment, log)
-        must(make + ["-j2", "vmlinux", "modules"], log, f"the {kernel.series} kernel does not build")
+        must(make + [f"-j{JOBS}", "vmlinux", "modules"], log, f"the {kernel.series} kernel does not build")
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         must(make + ["modules_install", f"INSTALL_MOD_PATH={kernel.folder}/boot"], log,
              f"cannot install the {kernel.series} kernel's modules")

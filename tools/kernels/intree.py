@@ -11,7 +11,7 @@ import re
 import shutil
 
 from tools.kernels import common
-from tools.steps import BUILD, LOGS, TOP, StepError, must, step
+from tools.steps import BUILD, JOBS, LOGS, TOP, StepError, must, step
 from tools.sources import sources
 
 FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "intree.config")
@@ -169,13 +169,13 @@ def make(kernel, log, *choice):
     """Builds it in the cache; its configuration differs by `choice`."""
     configure(kernel)
     choose(kernel, log, *choice)
-    must(kernel.kbuild + ["-j2", "vmlinux", "modules"], log, f"the kernel {kernel.series} does not build")
+    must(kernel.kbuild + [f"-j{JOBS}", "vmlinux", "modules"], log, f"the kernel {kernel.series} does not build")
 
 
 def make_module(kernel, log):
     """Builds the driver as a module of that; returns its path."""
     choose(kernel, log, *AS_MODULE)
-    must(kernel.kbuild + ["-j2", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
+    must(kernel.kbuild + [f"-j{JOBS}", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
     return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 
 

@@ -13,9 +13,10 @@ import tarfile
 import time
 
 from tools import steps
-from tools.steps import CACHE, StepError, must, output, step
+from tools.steps import CACHE, JOBS, StepError, must, need_space, output, step
 
-OLDEST = (7, 2)
+# What the driver supports, and the newest series that all of this was tried with.
+OLDEST, LAST_KNOWN = (7, 2), (7, 3)
 FRESH = 7 * 86400
 HEADERS = re.compile(r"linux-headers-((\d+)\.(\d+)\.(\d+)\+deb13-amd64)$")
 XEN = "xen-hypervisor-4.20-amd64"
@@ -60,6 +61,11 @@ class Kernel(Places):
     bootable: bool
 
     @property
+    def number(self):
+        """The series as numbers, to compare."""
+        return tuple(int(part) for part in self.series.split("."))
+
+    @property
     def folder(self):
         """Where its files are in the cache, by all that they depend on."""
         rustc = output("rustc", "--version").split()[1]
@@ -98,7 +104,7 @@ def resolve():
                 best[series] = (int(match[4]), Kernel(match[1], series, version, bootable))
     if not best:
         raise StepError("the archive's index has no linux-headers 7.2 or later with a linux-source of its version")
-    return [best[series][1] for series in sorted(best, key=lambda text: [int(n) for n in text.split(".")])]
+    return sorted((kernel for _, kernel in best.values()), key=lambda kernel: kernel.number)
 
 
 def update_index():
@@ -162,7 +168,7 @@ def prepare_tree(kernel, work):
     with open(f"{headers}/.config", "rb") as old, open(f"{kernel.build}/.config", "rb") as new:
         if old.read() != new.read():
             raise StepError(f"the configuration of {kernel.release} changed in olddefconfig: another compiler?")
-    must(make + ["-j2", "modules_prepare"], log, "cannot prepare the kernel tree")
+    must(make + [f"-j{JOBS}", "modules_prepare"], log, "cannot prepare the kernel tree")
     for name in ("rust/libkernel.rmeta", "tools/objtool/objtool", "scripts/mod/modpost"):
         if not os.path.exists(f"{kernel.build}/{name}"):
             raise StepError(f"modules_prepare made no {name}: see build/log/{log}")
@@ -187,6 +193,7 @@ def prepare_kernel(kernel):
     """Makes what is not complete of the kernel's folder in the cache. A kernel's binary may come later."""
     stamp, work = f"{kernel.folder}/complete", f"{kernel.folder}/work"
     if not os.path.exists(stamp):
+        need_space(3, CACHE, f"the tree of {kernel.release}")
         shutil.rmtree(kernel.folder, ignore_errors=True)
         os.makedirs(kernel.folder)
         with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
@@ -228,43 +235,115 @@ def forget_old(kernels):
             shutil.rmtree(folder)
 
 
+def locked_packages():
+    """The versions of the root's packages that results depend on."""
+    lines = output("dpkg-query", "-W", "-f", "${Package} = ${Version}\n", *LOCKED).splitlines()
+    return dict(line.split(" = ", 1) for line in lines)
+
+
 def write_lock(kernels, xen_version):
     """Writes the versions of all that the run is made of."""
     os.makedirs(steps.REPORT, exist_ok=True)
     lines = [f"linux-{kernel.series} = {kernel.version} ({kernel.release})" for kernel in kernels]
     lines.append(f"{XEN} = {xen_version}")
-    lines += output("dpkg-query", "-W", "-f", "${Package} = ${Version}\n", *LOCKED).splitlines()
+    lines += [f"{name} = {version}" for name, version in locked_packages().items()]
     with open(f"{steps.REPORT}/versions.lock", "w", encoding="ascii") as file:
         file.write("".join(line + "\n" for line in lines))
 
 
-def prepare():
-    """Returns the kernels, ready to be built for, and the path of Xen."""
+@dataclasses.dataclass
+class Prepared:
+    """What can be built for and booted: the kernels, newest first; the path of Xen; and why others could not be prepared,
+    by their names."""
+
+    kernels: list
+    xen: str
+    failed: dict
+
+
+def chosen(kernels):
+    """The kernels of a run, newest first. KERNEL=7.2 puts that one first; one that is newer than what this was ever tried
+    with comes last."""
+    first = os.environ.get("KERNEL")
+    ordered = sorted(kernels, key=lambda kernel: (kernel.number > LAST_KNOWN, [-part for part in kernel.number]))
+    if first and first not in [kernel.series for kernel in kernels]:
+        raise StepError(f"KERNEL={first}: the archive has {', '.join(kernel.series for kernel in ordered)}")
+    return sorted(ordered, key=lambda kernel: kernel.series != first)
+
+
+def of_lock(path):
+    """What a versions.lock of an earlier run says: the kernels and Xen, as resolve() would find them."""
+    with open(path, encoding="ascii") as file:
+        lines = dict(line.strip().split(" = ", 1) for line in file if " = " in line)
+    kernels = []
+    for name, value in lines.items():
+        if match := re.fullmatch(r"linux-(\d+\.\d+)", name):
+            version, _, release = value.partition(" ")
+            kernels.append(dataclasses.asdict(Kernel(release.strip("()"), match[1], version, True)))
+    differ = [f"{name} {lines[name]} (here {have})" for name, have in locked_packages().items()
+              if lines.get(name, have) != have]
+    if differ:
+        raise StepError(f"{path} wants another root: {', '.join(differ)}. DEBIAN_MIRROR= may be a snapshot of the archive that "
+                        "has them: that makes a root of its own")
+    if not kernels or XEN not in lines:
+        raise StepError(f"{path} is no versions.lock: it names no kernel, or no {XEN}")
+    return {"kernels": kernels, "xen": lines[XEN]}
+
+
+def resolved():
+    """The kernels and Xen as the archive has them; what was found last where that does not answer."""
+    if lock := os.environ.get("XT_VERSIONS"):
+        return of_lock(lock)
     # By the root, too: one that was just made has no index to download by.
     root = os.stat("/").st_ino
     known = f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
-    with open(f"{CACHE}/lock", "ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.environ.get("COLD"):
-            for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
-                shutil.rmtree(path)
-            for path in glob.glob(f"{CACHE}/resolved-*") + glob.glob(f"{CACHE}/dom0-*.img"):
-                os.unlink(path)
-        if not os.path.exists(known) or os.path.getmtime(known) < time.time() - FRESH:
+    age = time.time() - os.path.getmtime(known) if os.path.exists(known) else None
+    if age is None or age > FRESH or os.environ.get("COLD"):
+        try:
             with step("reading the archive's index"):
                 update_index()
                 found = {"kernels": [dataclasses.asdict(kernel) for kernel in resolve()], "xen": versions(XEN)[0]}
             with open(known + ".new", "w", encoding="ascii") as file:
                 json.dump(found, file)
             os.rename(known + ".new", known)
-        with open(known, encoding="ascii") as file:
-            found = json.load(file)
-        kernels = [Kernel(**fields) for fields in found["kernels"]]
+        except StepError as why:
+            if age is None:
+                raise
+            print(f"    {why}: going on with what was found {age / 86400:.0f} days ago", flush=True)
+    with open(known, encoding="ascii") as file:
+        return json.load(file)
+
+
+def forget_all():
+    """COLD=1: the kernels, Xen and dom0's disks are made anew. The lock on the cache's users, which is held by
+    tools/env/run, is for this run alone until then."""
+    for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
+        shutil.rmtree(path)
+    for path in glob.glob(f"{CACHE}/dom0-*.img"):
+        os.unlink(path)
+    users = int(os.environ["XT_USERS"])
+    fcntl.flock(users, fcntl.LOCK_SH)
+
+
+def prepare():
+    """The kernels, ready to be built for, and Xen. A kernel that cannot be prepared is left out, and the others go on."""
+    ready, failed = [], {}
+    with open(f"{CACHE}/lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.environ.get("COLD"):
+            forget_all()
+        found = resolved()
+        kernels = chosen([Kernel(**fields) for fields in found["kernels"]])
         for kernel in kernels:
-            prepare_kernel(kernel)
+            try:
+                prepare_kernel(kernel)
+                ready.append(kernel)
+            except (StepError, OSError) as why:
+                print(f"error: {kernel.release}: {why}", flush=True)
+                failed[kernel.release] = str(why)
         xen = xen_image(found["xen"])
         forget_old(kernels)
-    if not any(kernel.bootable for kernel in kernels):
-        raise StepError("none of the archive's kernels has its binary package: nothing to boot")
-    write_lock(kernels, found["xen"])
-    return kernels, xen
+    if not any(kernel.bootable for kernel in ready):
+        raise StepError(f"no kernel can be booted: {failed or 'none of them has its binary package'}")
+    write_lock(ready, found["xen"])
+    return Prepared(ready, xen, failed)

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 
-from tools.steps import CACHE, TOP, must, output, step
+from tools.steps import CACHE, TOP, must, need_space, output, step
 
 RECIPE = f"{TOP}/tools/package/dom0"
 # Libraries and tools that swtpm needs are there, as on most machines; swtpm itself is not.
@@ -32,6 +32,7 @@ def dom0_disk():
     """The disk, made once; it is not to be written to."""
     disk = f"{CACHE}/dom0-{key()}.img"
     if not os.path.exists(disk):
+        need_space(2, CACHE, "a Debian system for dom0")
         with step("making a Debian system for dom0 (about 80 MB to download, 2 minutes)"):
             _make(disk)
     os.utime(disk)
