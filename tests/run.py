@@ -8,7 +8,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, host, intree, module, package, scenarios, series  # noqa: E402
+from suites import bench, deep, host, intree, lint, module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
@@ -40,6 +40,7 @@ def command_test(have):
     """make test: every suite; scenarios named by SCENARIOS= alone, where given."""
     report = begin("tests", have)
     if not named():
+        lint.run(report)
         host.run(report, have.kernels)
         module.run(report, have.kernels)
         package.run(report)

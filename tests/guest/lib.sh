@@ -18,7 +18,7 @@ for word in $(cat /proc/cmdline); do
 done
 work=/tmp/check
 mkdir -p $work
-cd $work
+cd "$work" || exit
 
 fail() {
 	echo "$*"

@@ -98,6 +98,7 @@ check_tpm_sealdata() {
 	grep -q 'a secret' sealed && fail "the secret is to be read in the sealed file"
 	tpm_unsealdata -z -i sealed -o opened
 	cmp plain opened
+	# shellcheck disable=SC2046 # it may be more than one
 	kill $(pidof tcsd)
 	wait_for 10 sh -c '! pidof tcsd'
 	python /bed/tpm.py extend 15

@@ -73,7 +73,7 @@ check_tpm2_quote() {
 }
 
 selftest() {
-	cd /selftests
+	cd /selftests || exit
 	python -c 'import sys, unittest; unittest.main("tpm2_tests", argv=["", "-v", sys.argv[1]])' "$1" 2>&1
 }
 

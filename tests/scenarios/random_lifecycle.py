@@ -54,7 +54,7 @@ def attached_again(bed, guest, chance):
 def bound_again(_, guest, chance):
     """Unbound, and bound some time later."""
     in_guest(guest, "echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind; "
-                            f"sleep {chance.uniform(0.3, 3):.1f}; echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind")
+                    f"sleep {chance.uniform(0.3, 3):.1f}; echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind")
 
 
 # What happens, how often the guest has to open the TPM anew, and how often its PCRs are reset by that.

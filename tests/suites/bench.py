@@ -85,7 +85,8 @@ class Results:
             about = f"{today}, Linux {kernel.release}, QEMU with emulated time (icount); make bench"
             with open(f"{TARGET}/latency.svg", "w", encoding="utf-8") as file:
                 file.write(plot.draw("How long a TPM command takes in a Xen guest", about, panels))
-        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in PARTS[:2] if any(row["mode"] == mode for row in self.rows))
+        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in PARTS[:2]
+                           if any(row["mode"] == mode for row in self.rows))
         with open(f"{TARGET}/latency.md", "w", encoding="utf-8") as file:
             file.write(text + "\n")
         print(text)

@@ -46,7 +46,8 @@ class Guest:
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
-            "extra": f"'console=hvc0 {early} quiet rdinit=/init bed.slowness={self._slowness} bed.host={wait.slowness()} {options}'",
+            "extra": f"'console=hvc0 {early} quiet rdinit=/init bed.slowness={self._slowness} "
+                     f"bed.host={wait.slowness()} {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
             **config,
         }

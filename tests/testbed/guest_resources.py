@@ -28,7 +28,8 @@ echo "ring-ref: $(xenstore-read /local/domain/$domid/device/vtpm/0/ring-ref)"
 echo "event channels: $(lsevtchn $domid | wc -l)"
 xl dmesg -c >/dev/null
 xl debug-keys g
-echo "mapped grants: $(xl dmesg -c | sed -n "/for remote d$domid (/,/print_all ] done\\|for remote d/p" | grep -cE '^\\(XEN\\) *\\[0x')"
+echo "mapped grants: $(xl dmesg -c |
+	sed -n "/for remote d$domid (/,/print_all ] done\\|for remote d/p" | grep -cE '^\\(XEN\\) *\\[0x')"
 """
 
 # What there may be more of than before, and less: memory is not to be had to the KiB, for the counters of each processor

@@ -60,7 +60,7 @@ class Testbed:
         ours = [] if isinstance(self.guest_kernel, intree.InTree) else [build.module_path(self.guest_kernel)]
         ours += programs.inject_paths(self.guest_kernel) if self.debug else []
         image = images.guest_image(images.Modules(self.guest_kernel.modules),
-                                    f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, programs.hostile_path())
+                                   f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, programs.hostile_path())
         for path, source in (files or {}).items():
             image.program(path, source)
         image.write(f"{folder}/guest.cpio")

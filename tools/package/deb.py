@@ -33,6 +33,6 @@ def build_deb():
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copy2(f"{TOP}/{name}", target)
     # The root has what is needed of build-essential, but not that package.
-    must(["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"], "deb.log", "the package does not build", cwd=SOURCE,
-         env={**cargo_environment(), "DEB_BUILD_OPTIONS": "noautodbgsym"})
+    must(["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"], "deb.log",
+         "the package does not build", cwd=SOURCE, env={**cargo_environment(), "DEB_BUILD_OPTIONS": "noautodbgsym"})
     return deb()

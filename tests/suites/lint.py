@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Linters over the shell scripts, the Python and the documents, and the unit tests of the tools. Debian 13 has no ruff:
+flake8 is what it has."""
+
+import re
+import subprocess
+
+from testbed.report import Failure
+from tools.sources import read, sources
+from tools.steps import TOP
+
+# Tabs are in shell scripts within strings. A line break may stand before an operator or behind it.
+FLAKE8 = ("--max-line-length=130", "--extend-ignore=E101,W191,W503,W504")
+# What one file sets for another that reads it: SC2034, SC2154.
+SHELLCHECK = ("--severity=warning", "--external-sources", "--source-path=SCRIPTDIR", "--exclude=SC2034,SC2154",
+              "--format=gcc")
+SHELL = re.compile(r"#!.*\b(sh|bash)\b")
+SOURCED = re.compile(r".*\.(sh|postrm|prerm|postinst)$")
+
+
+def clean(command, count):
+    """Fails when a linter finds anything, or has nothing to look at."""
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False)
+    if done.returncode or done.stdout.strip() or not count:
+        raise Failure((done.stdout + done.stderr)[-4000:] or f"{command[0]}: no file")
+    return f"{count} files"
+
+
+def python():
+    """flake8 over all Python."""
+    files = [name for name in sources() if name.endswith(".py")]
+    return clean(["flake8", *FLAKE8, *files], len(files))
+
+
+def shell():
+    """shellcheck over all shell scripts, by their first line or their name."""
+    first = {name: read(name).partition("\n")[0] for name in sources()}
+    scripts = [name for name, line in first.items() if SHELL.match(line)]
+    sourced = [name for name in first if SOURCED.match(name) and name not in scripts]
+    clean(["shellcheck", *SHELLCHECK, *scripts], len(scripts))
+    clean(["shellcheck", *SHELLCHECK, "--shell=sh", *sourced], len(sourced))
+    return f"{len(scripts) + len(sourced)} scripts"
+
+
+def documents():
+    """docutils reads every document, and warns of nothing."""
+    files, wrong = [name for name in sources() if name.endswith(".rst")], []
+    for name in files:
+        done = subprocess.run(["rst2html", "--report=2", name, "/dev/null"], cwd=TOP, capture_output=True, text=True,
+                              check=False)
+        wrong += done.stderr.strip().splitlines()[:5]
+    if wrong or not files:
+        raise Failure("\n".join(wrong) or "no document")
+    return f"{len(files)} documents"
+
+
+def units():
+    """The unit tests of what finds versions and of what writes the report, with made-up input."""
+    done = subprocess.run(["python3", "-m", "unittest", "discover", "-s", "tests/unit", "-t", "."], cwd=TOP,
+                          capture_output=True, text=True, check=False)
+    count = re.search(r"Ran (\d+) tests?", done.stderr)
+    if done.returncode or not count or not int(count[1]):
+        raise Failure(done.stderr[-4000:])
+    return f"{count[1]} tests"
+
+
+def run(report):
+    """Runs the suite."""
+    report.check("lint", "flake8 finds nothing", python)
+    report.check("lint", "shellcheck finds nothing", shell)
+    report.check("lint", "docutils reads every document", documents)
+    report.check("lint", "unit tests of the tools", units)
