@@ -8,7 +8,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, host, intree, lint, module, package, scenarios, series  # noqa: E402
+from suites import bench, deep, documents, host, intree, lint, module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
@@ -42,12 +42,15 @@ def command_test(have):
     if not named():
         lint.run(report)
         host.run(report, have.kernels)
+        documents.run(report)
         module.run(report, have.kernels)
         package.run(report)
         series.run(report, have.kernels[0].source)
         if not report.count("fail"):
             cargo_cache.keep()
     scenarios.run(report, have.kernels, have.xen, scenarios.selected(named() or "test"))
+    if not named():
+        documents.run_last(report)
     return finish(report)
 
 
