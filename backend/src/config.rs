@@ -6,13 +6,15 @@ mod file;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use log::LevelFilter;
 
-pub use file::{load, parse, FileError};
+pub use file::{load, parse, ConfigFile, FileError};
 
+use crate::cgroup::Limits;
 use crate::swtpm::Version;
 
 /// Where the administrator's decisions are unless told otherwise.
@@ -125,6 +127,10 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The program that has the subcommand `launch`: this very one.
     pub launcher: PathBuf,
+    /// The group whose members may read the status, besides root.
+    pub status_group: Option<String>,
+    /// What each worker and its swtpm may take together.
+    pub limits: Limits,
     /// For vTPMs without an entry of their own.
     pub policy: Policy,
     /// For certain vTPMs.
@@ -139,6 +145,8 @@ impl Default for Config {
             first_uid: Some(FIRST_UID),
             log_level: LevelFilter::Info,
             launcher: PathBuf::from("/proc/self/exe"),
+            status_group: None,
+            limits: Limits::default(),
             policy: Policy::default(),
             vtpms: HashMap::new(),
         }
@@ -149,6 +157,27 @@ impl Config {
     /// What holds for a vTPM.
     pub fn policy(&self, uuid: &Uuid) -> &Policy {
         self.vtpms.get(uuid).unwrap_or(&self.policy)
+    }
+
+    /// The id of the group that may read the status, if there is one.
+    pub fn status_gid(&self) -> Result<Option<u32>, FileError> {
+        let Some(name) = &self.status_group else {
+            return Ok(None);
+        };
+        let groups = Path::new("/etc/group");
+        let text = fs::read_to_string(groups).map_err(|source| FileError::Read {
+            path: groups.to_owned(),
+            source,
+        })?;
+        let gid = text.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let found = fields.next() == Some(name.as_str());
+            found.then(|| fields.nth(1)?.parse().ok()).flatten()
+        });
+        match gid {
+            Some(gid) => Ok(Some(gid)),
+            None => Err(FileError::NoGroup(name.clone())),
+        }
     }
 }
 

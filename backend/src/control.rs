@@ -1,51 +1,56 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The daemon's control socket: a line of JSON in, a line of JSON out, and the end. One client at a time,
-//! which cannot keep the daemon waiting; and the client's side for the command line.
+//! The manager's control socket: a request of one line of JSON, a response of one line, and the end. Any
+//! number of clients may come; none of them, slow, silent or many, holds up the manager or each other.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{chown, DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::get_socket_peercred;
 use serde::{Deserialize, Serialize};
 
-use crate::watch::{Registrar, Watched};
+use crate::event_loop::{EventLoop, Token};
 
-/// The socket's name in the daemon's folder.
+/// The socket's name in the run directory.
 const SOCKET: &str = "control.sock";
 
 /// The longest request.
 const MAX_REQUEST: usize = 4096;
 
-/// How long a client may take, for its request and for its answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How many clients there may be, and how many of one user.
+const MAX_CLIENTS: usize = 64;
+const MAX_CLIENTS_OF_USER: usize = 16;
 
-/// How long the daemon may take: its answer to a stop comes when everything has ended.
-const ANSWER_LIMIT: Duration = Duration::from_secs(20);
+/// How long a client may take for its request, and then for each part of the response that it takes.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The pause when no descriptor is left to accept with.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long the command line waits for a response: that to a stop comes when everything has ended.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(40);
 
 /// What can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// What there is.
+    /// What there is. For everybody who may use the socket; the others are for the manager's user.
     Status,
-    /// Close every vTPM, end its TPM and then the daemon.
+    /// Close every vTPM, end its TPM and then the manager.
     Stop,
 }
 
-/// What went wrong between a client and the daemon.
+/// What went wrong between a client and the manager.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No daemon listens.
-    #[error("no daemon answers on {}: is `xen-vtpmd run` running?", .0.display())]
-    NoDaemon(PathBuf),
-    /// Another daemon listens.
-    #[error("a daemon is running already: it answers on {}", .0.display())]
-    Running(PathBuf),
+    /// No manager listens.
+    #[error("no manager answers on {}: is `xen-vtpmd run` running?", .0.display())]
+    NoManager(PathBuf),
     /// The socket does not work.
     #[error("control socket {}: {source}", path.display())]
     Socket {
@@ -54,6 +59,9 @@ pub enum Error {
         /// What went wrong.
         source: io::Error,
     },
+    /// The manager turned the request down.
+    #[error("{0}")]
+    Refused(String),
 }
 
 impl Error {
@@ -65,166 +73,265 @@ impl Error {
     }
 }
 
-/// Sends a request to the daemon and returns its answer, a line of JSON.
+/// Sends a request to the manager and returns its response, a line of JSON.
 pub fn ask(run_dir: &Path, request: Request) -> Result<String, Error> {
     let path = run_dir.join(SOCKET);
-    let mut stream = match UnixStream::connect(&path) {
+    let stream = match UnixStream::connect(&path) {
         Ok(stream) => stream,
         Err(e) => {
             return Err(match e.kind() {
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Error::NoDaemon(path),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                    Error::NoManager(path)
+                }
                 _ => Error::socket(&path)(e),
             })
         }
     };
-    let mut converse = || -> io::Result<String> {
-        let mut answer = String::new();
-        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        stream.write_all(&line(&request)?)?;
-        BufReader::new(&stream).read_line(&mut answer)?;
-        match answer.pop() {
-            Some('\n') => Ok(answer),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    };
-    converse().map_err(Error::socket(&path))
+    let response = converse(stream, &request, RESPONSE_TIMEOUT).map_err(Error::socket(&path))?;
+    let refused = serde_json::from_str(&response).ok();
+    match refused
+        .as_ref()
+        .and_then(|r: &serde_json::Value| r.get("error"))
+    {
+        Some(error) => Err(Error::Refused(
+            error.as_str().unwrap_or("refused").to_owned(),
+        )),
+        None => Ok(response),
+    }
+}
+
+/// Sends a line of JSON and returns the one that comes back, with a limit for each wait.
+pub fn converse(
+    mut stream: UnixStream,
+    request: &impl Serialize,
+    timeout: Duration,
+) -> io::Result<String> {
+    let mut response = String::new();
+
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    stream.write_all(&line(request)?)?;
+    BufReader::new(&stream).read_line(&mut response)?;
+    match response.pop() {
+        Some('\n') => Ok(response),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// Something as a line of JSON.
-fn line(what: &impl Serialize) -> io::Result<Vec<u8>> {
+pub fn line(what: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = serde_json::to_vec(what)?;
     bytes.push(b'\n');
     Ok(bytes)
 }
 
-/// What the server is doing.
+/// How far a client has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// It waits for a client.
-    Listening,
-    /// A client's request arrives.
+    /// Its request arrives.
     Reading,
-    /// The daemon works on the request.
-    Owing,
-    /// The answer goes out.
+    /// The manager works on it.
+    Owed,
+    /// The response goes out.
     Writing,
 }
 
-/// The daemon's end.
 #[derive(Debug)]
-pub struct Server {
-    path: PathBuf,
-    registrar: Registrar,
-    code: u8,
-    listener: UnixListener,
-    client: Option<UnixStream>,
+struct Client {
+    stream: UnixStream,
+    uid: u32,
     phase: Phase,
-    /// A copy of the descriptor that the event loop waits for in this phase.
-    waiting: Option<Watched<OwnedFd>>,
-    /// The request, as far as it has arrived; or what is left of the answer.
+    /// The request, as far as it has arrived; or what is left of the response.
     bytes: Vec<u8>,
     deadline: Option<Instant>,
 }
 
-impl Server {
-    /// Listens in the folder, which is made if need be. There must be no other daemon.
-    pub fn open(run_dir: &Path, registrar: Registrar, code: u8) -> Result<Self, Error> {
-        let path = run_dir.join(SOCKET);
-        if UnixStream::connect(&path).is_ok() {
-            return Err(Error::Running(path));
-        }
-        let listener = bind(run_dir, &path).map_err(Error::socket(&path))?;
-        let mut server = Self {
-            path,
-            registrar,
-            code,
-            listener,
-            client: None,
-            phase: Phase::Listening,
-            waiting: None,
-            bytes: Vec::new(),
-            deadline: None,
-        };
+/// The manager's end.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    /// The user who may ask for everything, besides root.
+    owner: u32,
+    clients: BTreeMap<u32, Client>,
+    last: u32,
+    /// Until when nobody is accepted.
+    paused: Option<Instant>,
+    listening: bool,
+}
 
-        server.listen();
-        Ok(server)
+impl Server {
+    /// Listens in the run directory. Members of `group` may ask for the status. The caller has the manager's
+    /// lock: nobody else listens there.
+    pub fn open(run_dir: &Path, group: Option<u32>, events: &EventLoop) -> Result<Self, Error> {
+        let path = run_dir.join(SOCKET);
+        let listener = bind(&path, group).map_err(Error::socket(&path))?;
+        let added = events.add(Token::Listener, &listener);
+        added.map_err(Error::socket(&path))?;
+        Ok(Self {
+            listener,
+            owner: rustix::process::geteuid().as_raw(),
+            clients: BTreeMap::new(),
+            last: 0,
+            paused: None,
+            listening: true,
+        })
     }
 
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
+        let clients = self.clients.values().filter_map(|client| client.deadline);
+        clients.chain(self.paused).min()
     }
 
-    /// Lets a client go that has taken too long.
-    pub fn on_deadline(&mut self, now: Instant) {
-        if self.deadline.is_some_and(|deadline| deadline <= now) {
-            self.listen();
+    /// Lets those clients go that have taken too long, and goes on after a pause.
+    pub fn on_deadline(&mut self, events: &EventLoop, now: Instant) {
+        let late = |client: &Client| client.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<u32> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| late(client))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in late {
+            self.drop_client(events, number);
         }
+        self.paused = self.paused.filter(|until| *until > now);
+        self.listen(events);
     }
 
-    /// Goes on after something got ready. A request is returned when it is whole, and is owed an
-    /// [`answer`](Self::answer).
-    pub fn on_ready(&mut self) -> Option<Request> {
-        let done = match self.phase {
-            Phase::Listening => self.accept().map(|()| None),
-            Phase::Reading => self.read(),
-            Phase::Owing => Ok(None),
-            Phase::Writing => self.write().map(|()| None),
-        };
-        done.unwrap_or_else(|e| {
-            log::debug!("control socket: {e}");
-            self.listen();
-            None
-        })
-    }
-
-    /// Answers the last request, if one is owed an answer.
-    pub fn answer(&mut self, answer: &impl Serialize) {
-        if self.phase != Phase::Owing {
-            return;
+    /// Accepts one client.
+    pub fn on_listener(&mut self, events: &EventLoop) {
+        match self.accept(events) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (),
+            Err(e) => {
+                // Without descriptors there is no accepting, and no end of being asked to.
+                log::warn!("control socket: {e}; trying again in a second");
+                self.paused = Some(Instant::now() + ACCEPT_PAUSE);
+            }
+            Ok(()) => (),
         }
-        let sent = line(answer).and_then(|answer| {
-            self.bytes = answer;
-            self.deadline = Some(Instant::now() + PATIENCE);
-            self.write()
-        });
-        if let Err(e) = sent {
-            log::debug!("control socket: {e}");
-            self.listen();
-        }
+        self.listen(events);
     }
 
-    /// Lets go of the client, if there is one, and waits for the next.
-    fn listen(&mut self) {
-        self.phase = Phase::Listening;
-        self.client = None;
-        self.deadline = None;
-        self.bytes.clear();
-        if let Err(e) = self.wait_for(Phase::Listening) {
-            log::error!("control socket {}: {e}", self.path.display());
+    fn accept(&mut self, events: &EventLoop) -> io::Result<()> {
+        let (stream, _) = self.listener.accept()?;
+        let uid = get_socket_peercred(&stream)?.uid.as_raw();
+        let of_user = self.clients.values().filter(|client| client.uid == uid);
+        if of_user.count() >= MAX_CLIENTS_OF_USER {
+            return Ok(());
         }
-    }
-
-    fn accept(&mut self) -> io::Result<()> {
-        let (stream, _) = match self.listener.accept() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            accepted => accepted?,
-        };
         stream.set_nonblocking(true)?;
-        self.client = Some(stream);
-        self.deadline = Some(Instant::now() + PATIENCE);
-        self.wait_for(Phase::Reading)
+        self.last = self.last.wrapping_add(1);
+        events.add(Token::Client(self.last), &stream)?;
+        let client = Client {
+            stream,
+            uid,
+            phase: Phase::Reading,
+            bytes: Vec::new(),
+            deadline: Some(Instant::now() + CLIENT_TIMEOUT),
+        };
+        self.clients.insert(self.last, client);
+        Ok(())
     }
 
-    fn read(&mut self) -> io::Result<Option<Request>> {
+    /// Listens, or does not while there is no room.
+    fn listen(&mut self, events: &EventLoop) {
+        let wanted = self.paused.is_none() && self.clients.len() < MAX_CLIENTS;
+        if wanted != self.listening {
+            let changed = events.change(Token::Listener, &self.listener, wanted, false);
+            match changed {
+                Ok(()) => self.listening = wanted,
+                Err(e) => log::error!("control socket: {e}"),
+            }
+        }
+    }
+
+    /// Goes on with a client that got ready. A request is returned when it is whole, and is owed a
+    /// [`respond`](Self::respond).
+    pub fn on_client(&mut self, events: &EventLoop, number: u32) -> Option<Request> {
+        let client = self.clients.get_mut(&number)?;
+        let done = match client.phase {
+            Phase::Reading => client.read(),
+            // Something came that nobody asked for, or the client is gone.
+            Phase::Owed => Err(io::ErrorKind::ConnectionAborted.into()),
+            Phase::Writing => client.write().map(|()| None),
+        };
+        let privileged = client.uid == 0 || client.uid == self.owner;
+        match done {
+            Ok(Some(Err(e))) => {
+                self.respond(events, number, &Refusal { error: e });
+                None
+            }
+            Ok(Some(Ok(request))) if request != Request::Status && !privileged => {
+                let error = "only root may ask for this".to_owned();
+                self.respond(events, number, &Refusal { error });
+                None
+            }
+            Ok(Some(Ok(request))) => Some(request),
+            Ok(None) if client.phase == Phase::Writing && client.bytes.is_empty() => {
+                self.drop_client(events, number);
+                None
+            }
+            Ok(None) => None,
+            Err(e) => {
+                log::debug!("client of the control socket: {e}");
+                self.drop_client(events, number);
+                None
+            }
+        }
+    }
+
+    /// Responds to a client that is owed it. It may be gone.
+    pub fn respond(&mut self, events: &EventLoop, number: u32, response: &impl Serialize) {
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        let sent = line(response).and_then(|bytes| {
+            client.phase = Phase::Writing;
+            client.bytes = bytes;
+            client.write()?;
+            events.change(Token::Client(number), &client.stream, false, true)
+        });
+        match sent {
+            Ok(()) if !client.bytes.is_empty() => (),
+            _ => self.drop_client(events, number),
+        }
+    }
+
+    fn drop_client(&mut self, events: &EventLoop, number: u32) {
+        if let Some(client) = self.clients.remove(&number) {
+            events.remove(&client.stream);
+        }
+        self.listen(events);
+    }
+
+    /// Waits a little for what the last responses still have to send: the manager's last act.
+    pub fn finish(mut self) {
+        for client in self.clients.values_mut() {
+            if client.phase == Phase::Writing && client.stream.set_nonblocking(false).is_ok() {
+                let _ = client.stream.set_write_timeout(Some(CLIENT_TIMEOUT));
+                let _ = client.stream.write_all(&client.bytes);
+            }
+        }
+    }
+}
+
+/// Why there is no response.
+#[derive(Debug, Serialize)]
+struct Refusal {
+    error: String,
+}
+
+impl Client {
+    /// `None` until the request is whole; then the request, or what is wrong with it.
+    fn read(&mut self) -> io::Result<Option<Result<Request, String>>> {
         let mut bytes = [0; MAX_REQUEST];
         let room = &mut bytes[self.bytes.len()..];
-        let Some(mut client) = self.client.as_ref() else {
-            return Ok(None);
-        };
-        match client.read(room)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            n => self.bytes.extend_from_slice(&room[..n]),
+        match (&self.stream).read(room) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => self.bytes.extend_from_slice(&room[..n]),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(e) => return Err(e),
         }
         match self.bytes.ends_with(b"\n") {
             true => (),
@@ -232,163 +339,190 @@ impl Server {
             false => return Err(io::ErrorKind::InvalidData.into()),
         }
         let request = serde_json::from_slice(&self.bytes);
-        // As long as it takes: the daemon has limits of its own.
+        self.bytes.clear();
+        self.phase = Phase::Owed;
+        // As long as it takes: the manager has deadlines of its own.
         self.deadline = None;
-        self.wait_for(Phase::Owing)?;
-        match request {
-            Ok(request) => Ok(Some(request)),
-            Err(e) => {
-                self.answer(&serde_json::json!({ "error": e.to_string() }));
-                Ok(None)
-            }
-        }
+        Ok(Some(request.map_err(|e| e.to_string())))
     }
 
     /// Sends what the socket takes; the rest follows when it takes more.
     fn write(&mut self) -> io::Result<()> {
-        let Some(mut client) = self.client.as_ref() else {
-            return Ok(());
-        };
-        match client.write(&self.bytes) {
-            Ok(n) => drop(self.bytes.drain(..n)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (),
-            Err(e) => return Err(e),
+        match (&self.stream).write(&self.bytes) {
+            Ok(n) => {
+                self.bytes.drain(..n);
+                self.deadline = Some(Instant::now() + CLIENT_TIMEOUT);
+                Ok(())
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            Err(e) => Err(e),
         }
-        if self.bytes.is_empty() {
-            self.listen();
-        } else if self.phase != Phase::Writing {
-            self.wait_for(Phase::Writing)?;
-        }
-        Ok(())
-    }
-
-    /// Goes to a phase, and has the event loop wait for what brings it on.
-    fn wait_for(&mut self, phase: Phase) -> io::Result<()> {
-        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
-
-        self.phase = phase;
-        self.waiting = None;
-        self.waiting = match (phase, &self.client) {
-            (Phase::Listening, _) => {
-                let fd = copy(self.listener.as_fd())?;
-                Some(self.registrar.add(self.code, fd)?)
-            }
-            (Phase::Reading, Some(client)) => {
-                Some(self.registrar.add(self.code, copy(client.as_fd())?)?)
-            }
-            (Phase::Writing, Some(client)) => {
-                let fd = copy(client.as_fd())?;
-                Some(self.registrar.add_writable(self.code, fd)?)
-            }
-            _ => None,
-        };
-        Ok(())
     }
 }
 
-/// A socket that only its owner can use, in a folder that others can pass through.
-fn bind(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o711)
-        .create(run_dir)?;
-    fs::set_permissions(run_dir, Permissions::from_mode(0o711))?;
+/// A socket that its owner can use, and a group to read the status.
+fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
         _ => (),
     }
     let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let mode = match group {
+        Some(gid) => {
+            chown(path, None, Some(gid))?;
+            0o660
+        }
+        None => 0o600,
+    };
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
     listener.set_nonblocking(true)?;
 
     Ok(listener)
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The next daemon removes it if it is still there.
-        let _ = fs::remove_file(&self.path);
-    }
+/// Makes a directory that others can pass through, or nobody else can.
+pub fn make_dir(path: &Path, mode: u32) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(mode).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::watch::Watcher;
+    use std::thread;
 
-    /// Lets the server work until it has a request or has had nothing to do for a while.
-    fn turn(watcher: &Watcher, server: &mut Server) -> Option<Request> {
-        while !watcher.wait(200).unwrap().is_empty() {
-            if let Some(request) = server.on_ready() {
-                return Some(request);
-            }
-        }
-        None
+    use super::*;
+
+    struct Fixture {
+        dir: tempfile::TempDir,
+        events: EventLoop,
+        server: Server,
     }
 
-    fn open(watcher: &Watcher, folder: &Path) -> Server {
-        Server::open(folder, watcher.registrar(0), 2).unwrap()
+    fn fixture() -> Fixture {
+        let (dir, events) = (tempfile::tempdir().unwrap(), EventLoop::new().unwrap());
+        let server = Server::open(dir.path(), None, &events).unwrap();
+        Fixture {
+            dir,
+            events,
+            server,
+        }
+    }
+
+    impl Fixture {
+        /// Lets the server work until there is a request or nothing to do for a while.
+        fn turn(&mut self) -> Option<(u32, Request)> {
+            loop {
+                let soon = Some(Instant::now() + Duration::from_millis(200));
+                let ready = self.events.wait(soon).unwrap();
+                if ready.is_empty() {
+                    return None;
+                }
+                for token in ready {
+                    match token {
+                        Token::Listener => self.server.on_listener(&self.events),
+                        Token::Client(number) => {
+                            if let Some(request) = self.server.on_client(&self.events, number) {
+                                return Some((number, request));
+                            }
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+        }
+
+        fn connect(&self) -> UnixStream {
+            UnixStream::connect(self.dir.path().join(SOCKET)).unwrap()
+        }
     }
 
     #[test]
-    fn a_request_and_an_answer_of_any_size() {
-        let (folder, watcher) = (tempfile::tempdir().unwrap(), Watcher::new().unwrap());
-        let path = folder.path().join("run");
-        let mut server = open(&watcher, &path);
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!((mode(&path), mode(&server.path)), (0o711, 0o600));
+    fn a_response_of_any_size() {
+        let mut f = fixture();
+        let path = f.dir.path().to_owned();
+        let mode = fs::metadata(path.join(SOCKET))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
 
         for size in [1, 3_000_000] {
             let path = path.clone();
-            let client = std::thread::spawn(move || ask(&path, Request::Status).unwrap());
-            assert_eq!(turn(&watcher, &mut server), Some(Request::Status));
-            server.answer(&"x".repeat(size));
-            assert_eq!(turn(&watcher, &mut server), None);
+            let client = thread::spawn(move || ask(&path, Request::Status).unwrap());
+            let (number, request) = f.turn().unwrap();
+            assert_eq!(request, Request::Status);
+            f.server.respond(&f.events, number, &"x".repeat(size));
+            assert_eq!(f.turn(), None);
             assert_eq!(client.join().unwrap().len(), size + 2);
         }
+        assert!(f.server.clients.is_empty());
     }
 
     #[test]
-    fn nonsense_and_silence_end_the_conversation() {
-        let (folder, watcher) = (tempfile::tempdir().unwrap(), Watcher::new().unwrap());
-        let mut server = open(&watcher, folder.path());
-        let mut client = UnixStream::connect(&server.path).unwrap();
-        let mut answer = String::new();
+    fn slow_and_silent_clients_hold_up_nobody() {
+        let mut f = fixture();
+        // More than there is room for, of one user: the last ones are turned away.
+        let silent: Vec<_> = (0..MAX_CLIENTS_OF_USER + 5).map(|_| f.connect()).collect();
+        let mut slow = f.connect();
+        slow.write_all(b"{\"request\":").unwrap_or_default();
+        assert_eq!(f.turn(), None);
+        assert_eq!(f.server.clients.len(), MAX_CLIENTS_OF_USER);
 
+        let deadline = f.server.deadline().unwrap();
+        assert!(deadline <= Instant::now() + CLIENT_TIMEOUT);
+        f.server.on_deadline(&f.events, deadline + CLIENT_TIMEOUT);
+        assert!(f.server.clients.is_empty());
+        drop(silent);
+
+        // One that does not read its response is in nobody's way.
+        let mut lazy = f.connect();
+        lazy.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        let (number, _) = f.turn().unwrap();
+        f.server.respond(&f.events, number, &"x".repeat(3_000_000));
+        let path = f.dir.path().to_owned();
+        let client = thread::spawn(move || ask(&path, Request::Stop));
+        let (number, request) = f.turn().unwrap();
+        assert_eq!(request, Request::Stop);
+        f.server.respond(&f.events, number, &true);
+        assert_eq!(client.join().unwrap().unwrap(), "true");
+        let deadline = f.server.deadline().unwrap();
+        f.server.on_deadline(&f.events, deadline);
+        assert!(f.server.clients.is_empty());
+    }
+
+    #[test]
+    fn nonsense_ends_the_conversation() {
+        let mut f = fixture();
+        let mut response = String::new();
+
+        let mut client = f.connect();
         client.write_all(b"{\"request\":\"fly\"}\n").unwrap();
-        assert_eq!(turn(&watcher, &mut server), None);
-        client.read_to_string(&mut answer).unwrap();
-        assert!(answer.starts_with("{\"error\":"), "{answer}");
+        assert_eq!(f.turn(), None);
+        client.read_to_string(&mut response).unwrap();
+        assert!(response.starts_with("{\"error\":"), "{response}");
 
-        client = UnixStream::connect(&server.path).unwrap();
+        client = f.connect();
         client.write_all(&[b'x'; MAX_REQUEST]).unwrap();
-        assert_eq!(turn(&watcher, &mut server), None);
+        assert_eq!(f.turn(), None);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
 
-        client = UnixStream::connect(&server.path).unwrap();
-        assert_eq!(turn(&watcher, &mut server), None);
-        let deadline = server.deadline().unwrap();
-        server.on_deadline(deadline);
-        assert_eq!(client.read(&mut [0]).unwrap(), 0);
-        assert_eq!(server.deadline(), None);
+        // A client that goes away while it is owed a response.
+        client = f.connect();
+        client.write_all(b"{\"request\":\"status\"}\n").unwrap();
+        let (number, _) = f.turn().unwrap();
+        drop(client);
+        assert_eq!(f.turn(), None);
+        f.server.respond(&f.events, number, &1);
+        assert!(f.server.clients.is_empty());
     }
 
     #[test]
-    fn two_daemons_or_none() {
-        let (folder, watcher) = (tempfile::tempdir().unwrap(), Watcher::new().unwrap());
-        let answer = || ask(folder.path(), Request::Status);
-
-        assert!(matches!(answer(), Err(Error::NoDaemon(_))));
-        let server = open(&watcher, folder.path());
-        assert!(matches!(
-            Server::open(folder.path(), watcher.registrar(0), 2),
-            Err(Error::Running(_))
-        ));
-        drop(server);
-        assert!(matches!(answer(), Err(Error::NoDaemon(_))));
-        // What a daemon leaves that was killed.
-        drop(UnixListener::bind(folder.path().join(SOCKET)).unwrap());
-        assert!(matches!(answer(), Err(Error::NoDaemon(_))));
-        open(&watcher, folder.path());
+    fn no_manager() {
+        let dir = tempfile::tempdir().unwrap();
+        let response = || ask(dir.path(), Request::Status);
+        assert!(matches!(response(), Err(Error::NoManager(_))));
+        // What a manager leaves that was killed.
+        drop(UnixListener::bind(dir.path().join(SOCKET)).unwrap());
+        assert!(matches!(response(), Err(Error::NoManager(_))));
     }
 }

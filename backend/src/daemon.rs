@@ -13,8 +13,8 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use sd_notify::NotifyState;
 
 use crate::config::{Config, Uuid};
-use crate::control::{self, Request, Server};
 use crate::counters::used_by_daemon;
+use crate::daemon_control::{self as control, Request, Server};
 use crate::machine::{self, Claims};
 use crate::status::Report;
 use crate::vtpm::{Host, Vtpm};
@@ -363,6 +363,8 @@ impl Daemon {
                     pid: std::process::id(),
                     version: env!("CARGO_PKG_VERSION").to_owned(),
                     used_us: used_by_daemon().as_secs_f64() * 1e6,
+                    cgroup: String::new(),
+                    totals: Default::default(),
                     vtpms: self.vtpms.values_mut().map(Vtpm::status).collect(),
                 };
                 self.control.answer(&report);

@@ -6,18 +6,25 @@
 #![deny(unsafe_code)]
 
 pub mod archive;
+pub mod cgroup;
 pub mod config;
 pub mod connection;
 pub mod control;
 pub mod counters;
 pub mod daemon;
+pub mod daemon_control;
+pub mod discovery;
+pub mod event_loop;
+pub mod events;
 pub mod exchange;
+pub mod hooks;
 pub mod io;
 pub mod journal;
 pub mod launch;
 pub mod lifecycle;
 pub mod logger;
 pub mod machine;
+pub mod manager;
 pub mod record;
 pub mod saving;
 pub mod state;

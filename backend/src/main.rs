@@ -12,15 +12,18 @@ use std::time::Duration;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
+use rustix::process::setsid;
 
 use xen_vtpmd::archive;
-use xen_vtpmd::config::{self, Config, Uuid};
+use xen_vtpmd::cgroup;
+use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
 use xen_vtpmd::daemon::Daemon;
-use xen_vtpmd::launch::Launch;
 use xen_vtpmd::io::{self, Io};
+use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::machine;
+use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::{Setup, Version};
 use xen_vtpmd::worker::{self, Serve};
@@ -105,9 +108,24 @@ enum Task {
         /// Which shell
         shell: Shell,
     },
+    /// The manager, until `run` is it
+    #[command(hide = true)]
+    Manage {
+        #[arg(long)]
+        log_level: Option<LevelFilter>,
+    },
     /// Serve one vTPM (the manager starts this)
     #[command(hide = true)]
-    Serve(Serve),
+    Serve {
+        #[command(flatten)]
+        serve: Serve,
+        /// The cgroup to be in
+        #[arg(long)]
+        cgroup: Option<PathBuf>,
+        /// As the manager's
+        #[arg(long)]
+        log_level: Option<LevelFilter>,
+    },
     /// Serve one connection to a guest (the worker starts this)
     #[command(hide = true)]
     Io(Io),
@@ -126,6 +144,14 @@ fn main() -> ExitCode {
             eprintln!("xen-vtpmd: {e}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Where the configuration is; only the usual file may be missing.
+fn config_file(given: Option<PathBuf>) -> ConfigFile {
+    ConfigFile {
+        may_be_missing: given.is_none(),
+        path: given.unwrap_or(config::CONFIG_FILE.into()),
     }
 }
 
@@ -157,7 +183,11 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             let config = load(args.config)?;
             match control::ask(&config.run_dir, Request::Stop) {
                 // What a daemon left that is gone.
-                Err(control::Error::NoDaemon(_)) => {
+                Err(control::Error::NoManager(_)) => {
+                    let left = manager::stop_without_manager(&config.run_dir)?;
+                    if !left.is_empty() {
+                        return Err(format!("these vTPMs did not end: {left:?}").into());
+                    }
                     drop(machine::end_strays(&config, |_, _| false)?)
                 }
                 answer => drop(answer?),
@@ -181,9 +211,25 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             let uuid = archive::import(&load(args.config)?, &path, uuid.as_ref())?;
             println!("{uuid}");
         }
-        Task::Serve(serve) => {
+        Task::Manage { log_level } => {
+            let file = config_file(args.config);
+            let (config, text) = file.load()?;
+            logger::init(log_level.unwrap_or(config.log_level));
+            Manager::new(config, file, &text)?.run()?;
+        }
+        Task::Serve {
+            serve,
+            cgroup,
+            log_level,
+        } => {
             let config = load(args.config)?;
-            logger::init(config.log_level);
+            logger::init(log_level.unwrap_or(config.log_level));
+            logger::about(serve.id());
+            // The manager's terminal and its process group are none of a worker's.
+            let _ = setsid();
+            if let Some(Err(e)) = cgroup.as_deref().map(cgroup::enter) {
+                log::error!("no cgroup of its own: {e}");
+            }
             return Ok(worker::run(config, serve));
         }
         Task::Io(io) => return Ok(io::run(io)),

@@ -8,9 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::counters::Counters;
+use crate::events::Event;
 
-/// All there is to know.
+/// All there is to know. Fields that another version has or lacks do no harm.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Report {
     /// The daemon's process id.
     pub pid: u32,
@@ -18,12 +20,58 @@ pub struct Report {
     pub version: String,
     /// The processor time that the daemon has used, for whatever, in microseconds.
     pub used_us: f64,
+    /// Which cgroup limits workers have, or why they have none.
+    pub cgroup: String,
+    /// What happened to all vTPMs since the manager's start.
+    pub totals: Totals,
     /// Each vTPM, by domain and number.
     pub vtpms: Vec<Vtpm>,
 }
 
-/// One vTPM.
+/// What happened since the manager's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Totals {
+    /// Workers that were started.
+    pub worker_starts: u64,
+    /// Workers that ended although they should not.
+    pub worker_restarts: u64,
+    /// TPMs that came up.
+    pub starts: u64,
+    /// How long that took all of them together, in microseconds.
+    pub start_us: u64,
+    /// Those of them that went on where they stopped when their guests were saved.
+    pub restores: u64,
+    /// TPMs that did not come up.
+    pub failures: u64,
+    /// TPMs that ended under a running guest.
+    pub lost: u64,
+    /// Connections that were turned down.
+    pub refused: u64,
+    /// TPMs that were saved with their guests.
+    pub saves: u64,
+}
+
+impl Totals {
+    /// Counts an event.
+    pub fn count(&mut self, event: &Event) {
+        match event {
+            Event::Started { us, restored, .. } => {
+                self.starts += 1;
+                self.start_us = self.start_us.saturating_add(*us);
+                self.restores += u64::from(*restored);
+            }
+            Event::Failed { .. } => self.failures += 1,
+            Event::Lost { .. } => self.lost += 1,
+            Event::Refused { .. } => self.refused += 1,
+            Event::Saved { .. } => self.saves += 1,
+        }
+    }
+}
+
+/// One vTPM, as its worker reports it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Vtpm {
     /// The guest's domain.
     pub domid: u16,
@@ -66,12 +114,15 @@ pub struct Vtpm {
     /// The processor time that this swtpm process has used, for whatever, in microseconds; if the kernel
     /// says.
     pub swtpm_used_us: Option<f64>,
+    /// Workers of this vTPM that ended although they should not; the manager knows that.
+    pub worker_restarts: u64,
     /// What went wrong last.
     pub last_error: Option<LastError>,
 }
 
 /// Something that went wrong.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LastError {
     /// When, in seconds since 1970.
     pub time: u64,

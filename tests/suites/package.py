@@ -120,8 +120,8 @@ def expected_keys(text):
 
 def man_keys():
     """xen-vtpmd.toml(5) has the keys that the daemon knows, and no others; the installed file is fine with all of them."""
-    first, second = expected_keys("x = 1\n"), expected_keys("[tpm]\nx = 1\n")
-    keys = (first | second) - {"tpm", "vtpm"}
+    tables = ("", "[limits]\n", "[tpm]\n")
+    keys = set().union(*(expected_keys(f"{table}x = 1\n") for table in tables)) - {"limits", "tpm", "vtpm"}
     differ("keys", keys, listed("Ic", page("xen-vtpmd.toml.5")))
     with open(f"{TOP}/backend/xen-vtpmd.toml", encoding="utf-8") as file:
         text = file.read()

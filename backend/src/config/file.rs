@@ -13,6 +13,7 @@ use log::LevelFilter;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::{Config, OnDeath, Policy, Uuid};
+use crate::cgroup::Limits;
 use crate::swtpm::Version;
 
 /// The highest locality there is.
@@ -35,6 +36,9 @@ pub enum FileError {
         /// What went wrong.
         source: io::Error,
     },
+    /// There is no such group.
+    #[error("status-group {0:?} is not in /etc/group")]
+    NoGroup(String),
     /// There is something wrong in it.
     #[error("{}, line {line}: {text:?}: {message}", path.display())]
     Bad {
@@ -49,16 +53,39 @@ pub enum FileError {
     },
 }
 
+/// Which file it is.
+#[derive(Clone, Debug)]
+pub struct ConfigFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// That there is none is fine.
+    pub may_be_missing: bool,
+}
+
+impl ConfigFile {
+    /// Reads it. Returns its text too.
+    pub fn load(&self) -> Result<(Config, String), FileError> {
+        let text = match fs::read_to_string(&self.path) {
+            Ok(text) => text,
+            Err(e) if self.may_be_missing && e.kind() == io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                return Err(FileError::Read {
+                    path: self.path.clone(),
+                    source,
+                })
+            }
+        };
+        Ok((parse(&self.path, &text)?, text))
+    }
+}
+
 /// Reads the file. That there is none is fine if it `may_be_missing`.
 pub fn load(path: &Path, may_be_missing: bool) -> Result<Config, FileError> {
-    match fs::read_to_string(path) {
-        Ok(text) => parse(path, &text),
-        Err(e) if may_be_missing && e.kind() == io::ErrorKind::NotFound => Ok(Config::default()),
-        Err(source) => Err(FileError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    let file = ConfigFile {
+        path: path.to_owned(),
+        may_be_missing,
+    };
+    file.load().map(|(config, _)| config)
 }
 
 /// Takes the text of the file at `path` apart.
@@ -88,8 +115,35 @@ struct File {
     state_dir: Option<Parsed<Absolute>>,
     first_uid: Option<FirstUid>,
     log_level: Option<Parsed<Level>>,
+    status_group: Option<String>,
+    limits: LimitKeys,
     tpm: Keys,
     vtpm: HashMap<Parsed<Uuid>, Keys>,
+}
+
+/// The keys of the table about what a worker with its swtpm may take.
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+struct LimitKeys {
+    cpu_weight: Option<Number<1, 10_000>>,
+    cpu_percent: Option<Number<1, 100_000>>,
+    memory: Option<Number<64, 1_048_576>>,
+    tasks: Option<Number<16, 4_096>>,
+    io_weight: Option<Number<1, 10_000>>,
+}
+
+impl LimitKeys {
+    /// The limits with these keys, and the default for those that are not there.
+    fn limits(self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            cpu_weight: self.cpu_weight.map_or(default.cpu_weight, |n| n.0),
+            cpu_percent: self.cpu_percent.map(|n| n.0).or(default.cpu_percent),
+            memory: self.memory.map_or(default.memory, |n| n.0),
+            tasks: self.tasks.map_or(default.tasks, |n| n.0),
+            io_weight: self.io_weight.map_or(default.io_weight, |n| n.0),
+        }
+    }
 }
 
 /// The keys of a table that is about vTPMs.
@@ -128,6 +182,8 @@ impl File {
         if let Some(Parsed(Level(level))) = self.log_level {
             config.log_level = level;
         }
+        config.status_group = self.status_group;
+        config.limits = self.limits.limits();
         config
     }
 }
@@ -215,6 +271,22 @@ impl TryFrom<i64> for Memory {
 
     fn try_from(number: i64) -> Result<Self, String> {
         within(number, MEMORY, "MiB").map(Self)
+    }
+}
+
+/// A number from MIN to MAX.
+#[derive(serde::Deserialize)]
+#[serde(try_from = "i64")]
+struct Number<const MIN: u32, const MAX: u32>(u32);
+
+impl<const MIN: u32, const MAX: u32> TryFrom<i64> for Number<MIN, MAX> {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, String> {
+        match u32::try_from(number) {
+            Ok(n) if (MIN..=MAX).contains(&n) => Ok(Self(n)),
+            _ => Err(format!("{number}: {MIN} to {MAX} is expected")),
+        }
     }
 }
 
@@ -346,6 +418,11 @@ mod tests {
             ),
             ("[tpm]\ncertificates = 1", "expected a boolean"),
             ("first-uid = 0", "line 1: \"first-uid = 0\": 0: 1000 to"),
+            (
+                "[limits]\ntasks = 1",
+                "line 2: \"tasks = 1\": 1: 16 to 4096",
+            ),
+            ("[limits]\nfiles = 1", "unknown field `files`"),
             ("log-level = 'loud'", "\"loud\": error, warn, info"),
             (
                 "\n\n[vtpm.'12']",
@@ -356,6 +433,28 @@ mod tests {
             let message = message(text);
             assert!(message.contains(wanted), "{text:?}: {message}");
         }
+    }
+
+    #[test]
+    fn limits_and_the_group() {
+        let text = "status-group = 'root'\n[limits]\ncpu-percent = 50\nmemory = 300";
+        let config = config(text);
+        let wanted = Limits {
+            cpu_percent: Some(50),
+            memory: 300,
+            ..Limits::default()
+        };
+        assert_eq!(config.limits, wanted);
+        assert_eq!(config.status_gid().unwrap(), Some(0));
+        let none = Config {
+            status_group: Some("no-such-group".into()),
+            ..Config::default()
+        };
+        assert!(none
+            .status_gid()
+            .unwrap_err()
+            .to_string()
+            .contains("no-such-group"));
     }
 
     #[test]
