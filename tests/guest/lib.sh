@@ -66,8 +66,11 @@ driver() {
 }
 
 load_driver() {
+	seeded=$(sed -n 's/.*bed\.module=\([^ ]*\).*/\1/p' /proc/cmdline)
 	if [ "$(driver)" = c ]; then
 		insmod "$stock"
+	elif [ -n "$seeded" ]; then
+		insmod "$seeded"
 	else
 		modprobe xen-tpmfront
 	fi

@@ -9,7 +9,7 @@ from tools.steps import StepError
 # Minutes on two quiet processors, which the shares are made by; each scenario beside two others. What is not here takes
 # MINUTES_OTHERWISE.
 MINUTES = {
-    "host": 10, "proof": 25, "intree": 20, "corners": 15, "series": 15, "series build": 30,
+    "host": 10, "proof": 25, "mutations": 10, "intree": 20, "corners": 15, "series": 15, "series build": 30,
     # With what it takes to build the kernel.
     "debug kernel": 60, "race kernel": 45, "intree kernel": 25, "series kernel": 20,
     "hostile_backend_deep": 20, "random_lifecycle_deep": 15, "kill_daemon_50": 10, "hotplug_deep": 6,
@@ -45,6 +45,7 @@ def run(report, kernels, xen, named, part):
     suites = {} if named else {
         "host": lambda: host.run_deep(report),
         "proof": lambda: proof.run(report),
+        "mutations": lambda: proof.run_mutations(report),
         "intree": lambda: intree.run(report, newest),
         "corners": lambda: intree.run_corners(report, newest),
         "series": lambda: [series.run_other(report, kernel) for kernel in kernels if kernel != newest],

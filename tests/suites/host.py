@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 
-from tools.build import cargo_environment
+from suites import ordinary
 from testbed.report import Failure
+from tools.build import cargo_environment
 from tools.sources import read, sources
 from tools.steps import LOGS, TOP, logged
 
@@ -91,6 +92,25 @@ def imports():
     return f"{seen} imports"
 
 
+def as_ordinary_user():
+    """The tests of the daemon that go by users' ids, of those that `cargo test` has built."""
+    with open(f"{LOGS}/cargo-test.log", encoding="utf-8", errors="replace") as file:
+        found = ordinary.programs(file.read())
+    if missing := [name for name, paths in found.items() if not paths]:
+        raise Failure(f"cargo test has built no {', '.join(missing)}")
+    daemon = f"{cargo_environment()['CARGO_TARGET_DIR']}/debug/xen-vtpmd"
+    os.environ["XT_COPY"] = ":".join([daemon, *(path for paths in found.values() for path in paths)])
+    script = " && ".join(f"XEN_VTPMD_MUST=1 {path} --show-output {' '.join(ordinary.PROGRAMS[name])}"
+                         for name, paths in found.items() for path in paths)
+    code, said = ordinary.inside(script)
+    if code:
+        raise Failure(said[-4000:])
+    passed = [int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", said, re.MULTILINE)]
+    if not any(passed) or re.search(r"SKIPPED: not root", said):
+        raise Failure(said[-2000:])
+    return f"{sum(passed)} tests"
+
+
 def kernel_rustfmt(kernel):
     """The module's Rust is formatted as the kernel's is."""
     files = [f"{TOP}/{name}" for name in sources() if name.startswith("src/") and name.endswith(".rs")]
@@ -138,6 +158,7 @@ def run(report, kernels):
     first = next(kernel for kernel in kernels if kernel.bootable)
     for name, command, environment in CARGO:
         report.check("host", name, cargo, report, name, command, environment)
+    report.check("host", "the daemon's tests as an ordinary user", as_ordinary_user)
     report.check("host", "rustfmt with the kernel's rules", kernel_rustfmt, first)
     report.check("host", "every source file names its licence", licences)
     report.check("host", "unsafe only in src/xen, src/tpm and src/xen_sys", unsafe_rooms)

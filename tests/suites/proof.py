@@ -3,15 +3,15 @@
 
 import os
 import re
-import shutil
 import subprocess
 import tomllib
 
 from testbed import mutations
 from tools.build import cargo_environment
+from suites.host import MUST
 from testbed.report import Failure
 from tools.steps import BUILD, LOGS, REPORT, TOP, logged
-from tools.sources import read, sources
+from tools.sources import read
 
 # The ways of finding a bug, and what Cargo calls them. The deep ones, which take minutes, are not among them.
 WAYS = {
@@ -81,15 +81,10 @@ def fuzz(name, seconds):
 
 def fresh_copy():
     """A copy of what the host ways need, to be broken."""
-    shutil.rmtree(f"{MUTANTS}/src", ignore_errors=True)
     # Cargo wants all members of the workspace, whatever is tested.
     members = [f"{member}/" for member in tomllib.loads(read("Cargo.toml"))["workspace"]["members"]]
-    needed = ("src/protocol/", "tests/protocol.rs", "Cargo.toml", *members)
-    for name in sources():
-        if name.startswith(needed):
-            os.makedirs(os.path.dirname(f"{MUTANTS}/src/{name}"), exist_ok=True)
-            # With the time of now: Cargo would take what it built of the last mutant for newer than an older file.
-            shutil.copy(f"{TOP}/{name}", f"{MUTANTS}/src/{name}")
+    needed = ("src/protocol/", "tests/protocol.rs", "Cargo.toml", "tests/", "tools/", *members)
+    mutations.copy(f"{MUTANTS}/src", lambda name: name.startswith(needed))
 
 
 def finds():
@@ -129,6 +124,54 @@ def mutant(path, table):
     if not found:
         raise Failure("nothing found it")
     return ", ".join(found)
+
+
+def one_fails(path, command, ran):
+    """A bug is put into the copy: of the tests that `command` runs there, the one that its patch names fails. `ran` finds the
+    failed ones in what is printed."""
+    wanted = mutations.found_by(path)[-1]
+    if why := mutations.seed(path, f"{MUTANTS}/src"):
+        fresh_copy()
+        raise Failure(why)
+    environment = {**os.environ, **cargo_environment(), **MUST, "CARGO_TARGET_DIR": f"{MUTANTS}/target"}
+    try:
+        done = subprocess.run(["nice", *command(wanted)], cwd=f"{MUTANTS}/src", env=environment, stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+    except subprocess.TimeoutExpired:
+        # It hangs, and nothing else was run.
+        return f"{wanted} does not end"
+    finally:
+        mutations.seed(path, f"{MUTANTS}/src", "-R")
+    failed = ran.findall(done.stdout + done.stderr)
+    if wanted not in failed:
+        raise Failure(f"{wanted} does not fail, but {failed or 'nothing'}: {(done.stdout + done.stderr)[-2000:]}")
+    return ", ".join(failed)
+
+
+# A bug of the daemon's is found by a test of Cargo's, `TARGET TEST` where it is not a unit test; one of the testbed's by a
+# unit test of Python's.
+def daemon_tests(wanted):
+    """The command that runs the named test."""
+    target, _, name = wanted.rpartition(" ")
+    return ["cargo", "test", "-p", "xen-vtpmd", *(["--test", target] if target else ["--lib", "--bins"]), "--", name]
+
+
+def testbed_tests(_):
+    """The command that runs them all, which takes a second."""
+    return ["python3", "-m", "unittest", "discover", "-s", "tests/unit", "-t", "."]
+
+
+NATIVE = (("daemon", daemon_tests, re.compile(r"^test (\S+) \.\.\. FAILED", re.MULTILINE)),
+          ("testbed", testbed_tests, re.compile(r"^(?:FAIL|ERROR): (\w+) ", re.MULTILINE)))
+
+
+def run_mutations(report):
+    """The bugs of the daemon and the testbed."""
+    fresh_copy()
+    for kind, command, ran in NATIVE:
+        for path in mutations.patches(kind):
+            report.check("mutations", f"{kind}: {mutations.name_of(path)}: {mutations.says(path)}", one_fails, path, command,
+                         ran)
 
 
 def write_table(table):

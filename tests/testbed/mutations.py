@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The bugs of tests/mutations, which are put into a copy of the source to see that the ways of looking for bugs find them:
-on the host (suite_proof) and in a guest (the scenarios hostile_backend_seeded and races, which has its own)."""
+"""The bugs of tests/mutations, which are put into a copy of the source to see that the checks find them: on the host
+(suites/proof.py) and in a guest (the scenarios hostile_backend_seeded and driver_mutations)."""
 
 import glob
 import os
+import re
 import shutil
 import subprocess
 
@@ -12,9 +13,9 @@ from tools.steps import BUILD, TOP, StepError, must
 from tools.sources import read, sources
 
 
-def patches():
-    """All of them, as patches."""
-    return sorted(glob.glob(f"{TOP}/tests/mutations/protocol/*.patch"))
+def patches(kind="protocol"):
+    """All of a kind, as patches."""
+    return sorted(glob.glob(f"{TOP}/tests/mutations/{kind}/*.patch"))
 
 
 def name_of(path):
@@ -25,6 +26,23 @@ def name_of(path):
 def says(path):
     """What is wrong in it, in a line."""
     return read(os.path.relpath(path, TOP)).splitlines()[1]
+
+
+def found_by(path):
+    """What has to find it, by the patch's line Found-by: the last of these words fails, and all before it do not."""
+    match = re.search(r"^Found-by: (.*)$", read(os.path.relpath(path, TOP)), re.MULTILINE)
+    if not match:
+        raise StepError(f"{path} has no line Found-by: that names the check that finds it")
+    return [word.strip() for word in match[1].split(",")]
+
+
+def copy(folder, wanted):
+    """A copy of the sources that `wanted` says yes to, to be broken. With the time of now: what was built of the last mutant
+    would be taken for newer than an older file."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in filter(wanted, sources()):
+        os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
+        shutil.copy(f"{TOP}/{name}", f"{folder}/{name}")
 
 
 def seed(path, folder, *how):
@@ -38,10 +56,7 @@ def build_module(kernel, path):
     """The driver with that bug, as a module; returns its path."""
     name = name_of(path)
     folder = f"{BUILD}/seeded/{name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    for source in filter(intree.PARTS.match, sources()):
-        os.makedirs(os.path.dirname(f"{folder}/{source}"), exist_ok=True)
-        shutil.copy(f"{TOP}/{source}", f"{folder}/{source}")
+    copy(folder, intree.PARTS.match)
     if why := seed(path, folder):
         raise StepError(f"{name}: {why}")
     must(["nice", "make", "-C", kernel.build, f"M={folder}", "modules"], f"seeded-{name}.log",

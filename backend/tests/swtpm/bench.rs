@@ -34,6 +34,12 @@ pub(crate) enum Seen {
     Undone,
 }
 
+/// Says why a test cannot run here. Where all that it needs has to be there, it fails.
+fn skipped(why: &str) {
+    assert!(std::env::var_os("XEN_VTPMD_MUST").is_none(), "{why}");
+    eprintln!("SKIPPED: {why}");
+}
+
 /// Whether swtpm is there; says so if not.
 pub(crate) fn have_swtpm() -> bool {
     let found = ["swtpm", "swtpm_setup"].iter().all(|program| {
@@ -41,7 +47,7 @@ pub(crate) fn have_swtpm() -> bool {
         run.is_ok()
     });
     if !found {
-        eprintln!("SKIPPED: swtpm and swtpm_setup are not installed");
+        skipped("swtpm and swtpm_setup are not installed");
     }
     found
 }
@@ -50,7 +56,7 @@ pub(crate) fn have_swtpm() -> bool {
 pub(crate) fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("SKIPPED: not root");
+        skipped("not root");
     }
     root
 }
