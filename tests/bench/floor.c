@@ -16,8 +16,10 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
+#include <linux/slab.h>
 #include <linux/tpm.h>
 #include <linux/uaccess.h>
+#include <linux/version.h>
 #include <asm/xen/hypercall.h>
 #include <xen/events.h>
 #include <xen/interface/io/tpmif.h>
@@ -110,22 +112,41 @@ static int exchange_get(void *unused, u64 *ns)
 }
 DEFINE_DEBUGFS_ATTRIBUTE(exchange_attribute, exchange_get, NULL, "%llu\n");
 
+/* The core's buffer; from 7.3 on its data is behind its header. */
+static struct tpm_buf *buffer(void)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 3, 0)
+	struct tpm_buf *buf = kzalloc(TPM_BUFSIZE, GFP_KERNEL);
+
+	if (buf)
+		tpm_buf_init(buf, TPM_BUFSIZE);
+#else
+	struct tpm_buf *buf = kzalloc(sizeof(*buf), GFP_KERNEL);
+
+	if (buf)
+		buf->data = floor.answer;
+#endif
+	return buf;
+}
+
 static int chip_get(void *unused, u64 *ns)
 {
-	struct tpm_chip *chip = tpm_default_chip();
-	struct tpm_buf buf = {};
+	struct tpm_buf *buf __free(kfree) = buffer();
+	struct tpm_chip *chip;
 	u64 start;
 	int ret;
 
+	if (!buf)
+		return -ENOMEM;
+	chip = tpm_default_chip();
 	if (!chip)
 		return -ENODEV;
 	guard(mutex)(&floor.lock);
-	buf.data = floor.answer;
-	memcpy(buf.data, floor.command, floor.command_length);
+	memcpy(buf->data, floor.command, floor.command_length);
 	ret = tpm_try_get_ops(chip);
 	if (!ret) {
 		start = ktime_get_ns();
-		ret = tpm_transmit_cmd(chip, &buf, 0, NULL);
+		ret = tpm_transmit_cmd(chip, buf, 0, NULL);
 		*ns = ktime_get_ns() - start;
 		tpm_put_ops(chip);
 	}

@@ -24,7 +24,7 @@ from testbed.testbed import Testbed, tpm_state
 TARGET = f"{BUILD}/bench"
 # Samples of each driver in a row of the table.
 ROUNDS, QUICK_ROUNDS = 1000, 150
-DRIVERS = ("rust", "c", "floor")
+DRIVERS = tuple(bench.DRIVERS)
 PARTS = ("icount", "realtime", "scale", "emulated", "ima")
 SEED = int(os.environ.get("SEED") or 1)
 # So many vTPMs do nothing beside one that is busy.
@@ -96,35 +96,35 @@ def _null(bed, mode, rounds, results):
     """A backend that answers at once."""
     bed.stop_backend()
     bed.machine.must(bench.START_NULL)
-    trio = bench.Trio(bed, "null", [bed.vtpm() for _ in bench.DRIVERS])
-    trio.start()
-    trio.bind()
+    measured = bench.Measured(bed, "null", [bed.vtpm() for _ in bench.DRIVERS])
+    measured.start()
+    measured.bind()
     for command in (bench.SHORTEST, bench.LONGEST):
-        samples = trio.times(command, rounds)
+        samples = measured.times(command, rounds)
         results.add(mode, "null", command.name, samples)
         for name in ("floor-user", "rust-kernel"):
             results.note(mode, f"null, {command.name}: {name}, us", round(median(samples[name]), 1))
     if mode == "icount":
-        for driver, count in trio.instructions(bench.SHORTEST, rounds).items():
+        for driver, count in measured.instructions(bench.SHORTEST, rounds).items():
             results.note(mode, f"instructions of the guest for a command, {driver}", round(count))
-    trio.guest.shutdown()
+    measured.guest.shutdown()
     bed.machine.must(bench.STOP_NULL)
     bed.start_backend()
 
 
 def _swtpm(bed, vtpms, mode, rounds, results):
     """swtpm behind xen-vtpmd, of both versions."""
-    trio = bench.Trio(bed, "swtpm", vtpms)
-    trio.start()
+    measured = bench.Measured(bed, "swtpm", vtpms)
+    measured.start()
     for number, (version, commands) in enumerate(bench.SWTPM.items()):
-        trio.bind(number * len(bench.DRIVERS))
+        measured.bind(number * len(bench.DRIVERS))
         for command in commands:
             before = bench.status(bed)
-            results.add(mode, f"swtpm-{version}", command.name, trio.times(command, rounds))
+            results.add(mode, f"swtpm-{version}", command.name, measured.times(command, rounds))
             results.note(mode, f"swtpm {version}, {command.name}: the daemon's time", bench.own_share(before, bench.status(bed)))
-        row = trio.row(bench.SWTPM[version][-1], max(1000, rounds))
+        row = measured.row(bench.SWTPM[version][-1], max(1000, rounds))
         results.note(mode, f"swtpm {version}: 1,000 extends in a row, ms", {name: round(ms) for name, ms in row.items()})
-    trio.guest.shutdown()
+    measured.guest.shutdown()
 
 
 def _scale(bed, results, seconds=5):

@@ -8,8 +8,8 @@ from statistics import median
 LEFT, WIDTH, LANE, GAP, HEAD = 150, 620, 44, 46, 64
 # Of a decade.
 BINS = 40
-COLOURS = {"rust": "#b7410e", "c": "#31688e", "floor": "#555555"}
-LABELS = {"rust": "this driver", "c": "the C driver", "floor": "bare exchange"}
+COLOURS = {"rust": "#b7410e", "c": "#31688e", "c_irq": "#35b779", "floor": "#555555"}
+LABELS = {"rust": "this driver", "c": "the C driver", "c_irq": "C with IRQ flag", "floor": "bare exchange"}
 STYLE = "text{font:13px sans-serif;fill:#222}.small{font-size:11px;fill:#555}.title{font-weight:bold}"
 
 

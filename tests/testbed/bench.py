@@ -12,11 +12,11 @@ from testbed.guest import Guest
 from testbed.machine import BedError
 
 PROGRAMS = "/usr/sbin/xen-null-backend", "/usr/sbin/xen-tpm-timing"
-MODULES = "vtpm-floor.ko", "vtpm-c.ko"
+MODULES = "vtpm-floor.ko", "vtpm-c.ko", "vtpm-c-irq.ko"
 DEBUG = "/sys/kernel/debug/vtpm-floor"
 # Who is measured, and by which name its driver is known on the bus.
-# Ours comes first: the kernel's first TPM is measured from within the kernel, too.
-DRIVERS = {"rust": "vtpm", "c": "vtpm-c", "floor": "vtpm-floor"}
+# Ours comes first: the kernel's first TPM is measured from within the kernel, too. The bare exchange is last.
+DRIVERS = {"rust": "vtpm", "c": "vtpm-c", "c_irq": "vtpm-c-irq", "floor": "vtpm-floor"}
 BIND_TRIES = 5
 
 START_NULL = """
@@ -31,6 +31,7 @@ echo 0 >/sys/bus/xen/drivers_autoprobe
 modprobe xen-tpmfront
 insmod /bench/vtpm-floor.ko
 insmod /bench/vtpm-c.ko
+insmod /bench/vtpm-c-irq.ko
 """
 BIND = """
 echo {device} >/sys/bus/xen/drivers/{driver}/bind || exit 1
@@ -99,7 +100,7 @@ def own_share(before, after):
             "timed_rest_us": round(found["swtpm_us"] / found["timed"], 1)}
 
 
-class Trio:
+class Measured:
     """A guest with vTPMs for each driver."""
 
     def __init__(self, bed, name, vtpms):
@@ -142,12 +143,15 @@ class Trio:
         lines = (line.split() for line in output.splitlines())
         return {name: [int(number) for number in numbers] for name, *numbers in lines}
 
+    def _users(self):
+        """What there is in user space: the drivers, and the bare exchange by another name than in the kernel."""
+        return {"floor-user" if name == "floor" else name: path for name, path in self.devices.items()}
+
     def times(self, command, rounds, limit=1800):
         """The us of each sample of each way: of the drivers, and as `floor-user` of the bare exchange, from user space; as
         `floor` of the bare exchange, and as `rust-kernel` of the first TPM, in the kernel. What it takes to look at the
         clock is taken off."""
-        ways = {"rust": self.devices["rust"], "c": self.devices["c"], "floor-user": self.devices["floor"],
-                "floor": f"{DEBUG}/exchange", "kernel-clock": f"{DEBUG}/clock"}
+        ways = {**self._users(), "floor": f"{DEBUG}/exchange", "kernel-clock": f"{DEBUG}/clock"}
         if self.devices["rust"] == "/dev/tpm0":
             ways["rust-kernel"] = f"{DEBUG}/chip"
         found = self._timing("time", rounds, command, ways, limit)
@@ -159,7 +163,7 @@ class Trio:
     def instructions(self, command, rounds, limit=1800):
         """How many instructions the guest's vCPU takes for a command, by the time that Xen says it has run: with user
         space, interrupts, and what Xen does for the guest."""
-        ways = {"rust": self.devices["rust"], "c": self.devices["c"], "floor-user": self.devices["floor"]}
+        ways = self._users()
         found = self._timing("run", rounds, command, ways, limit)
         clock = statistics.median(found.pop("clock"))
         return {name: (statistics.median(samples) - clock) / NS_AN_INSTRUCTION for name, samples in found.items()}
