@@ -29,7 +29,9 @@ RECIPE = 1
 KEEP = re.compile(r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|kernel|lib|mm|rust|scripts
     |security|usr|virt|drivers/(android|base|char/tpm)
     |tools/(arch|bpf/resolve_btfids|build|include|lib|objtool|scripts|testing/selftests/tpm2))/
-    |[^/]+$|(arch|tools)/[^/]+$""", re.VERBOSE)
+    |[^/]+$|(arch|tools)/[^/]+$|Documentation/security/tpm/xen-tpmfront.rst$""", re.VERBOSE)
+# The tree's page on Xen's vTPMs, which the series adds to.
+PAGE = "Documentation/security/tpm/xen-tpmfront.rst"
 
 
 class Places:
@@ -206,6 +208,11 @@ def prepare_kernel(kernel):
             prepare_tree(kernel, work)
         with open(stamp, "w", encoding="ascii") as file:
             file.write(kernel.version + "\n")
+    # What was unpacked before this page was wanted.
+    elif not os.path.exists(f"{kernel.source}/{PAGE}"):
+        with step(f"downloading linux-source {kernel.version} for a page of its documentation"):
+            source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
+            unpack_source(source, kernel.series, kernel.source, PAGE.__eq__)
     if kernel.bootable and not os.path.exists(kernel.vmlinux):
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         with step(f"downloading the kernel and modules of {kernel.release} (about 180 MB)"):

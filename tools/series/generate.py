@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""make series: the project's source as patches to a kernel tree, in that tree's own style. The abstractions go to
-rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written twice."""
+"""make series: fixes for the TPM core, and the project's source as patches to a kernel tree, in that tree's own style.
+The abstractions go to rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written
+twice."""
 
 import functools
 import glob
@@ -9,17 +10,29 @@ import re
 import shutil
 
 from tools.kernels import intree
+from tools.kernels.prepare import PAGE
 from tools.series import rust_use
-from tools.steps import BUILD, StepError, must, output, step
+from tools.steps import BUILD, TOP, StepError, must, output, step
 from tools.sources import read, sources
 
 OUT = f"{BUILD}/series"
 TREE = f"{OUT}/tree"
 DRIVER = "drivers/char/tpm/xen-tpmfront"
-AUTHOR = ("-c", "user.name=The xen-tpmfront developers", "-c", "user.email=xen-tpmfront@example.org")
+HERE = "tools/series"
+
+# Who sends it, as "Name <address>": the author, who signs it off and maintains the driver. Nobody can do that for
+# somebody else; without, it can be read and built, and not be sent.
+NOBODY = "The xen-tpmfront developers <xen-tpmfront@example.org>"
+SENDER = os.environ.get("SENDER") or ""
+NAME, ADDRESS = (SENDER or NOBODY).rstrip(">").split(" <")
+AUTHOR = ("-c", f"user.name={NAME}", "-c", f"user.email={ADDRESS}")
+
+# The fixes for the TPM core, each with its message, in their order; and what makes room for a driver in Rust.
+CORE = ("tpm-pcrs", "tpm-banks", "tpm-null-key", "tpm-cancel", "tpm-header")
 
 # What the series changes of the tree's files.
-CHANGED = ("rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/helpers/completion.c",
+CHANGED = (*(f"drivers/char/tpm/{name}" for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")),
+           "include/linux/tpm.h", PAGE, "rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/helpers/completion.c",
            "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
            "MAINTAINERS")
 
@@ -107,7 +120,7 @@ def helpers():
     text = read("src/xen_sys/helpers.c")
     found = re.findall(r"^((?:bool|void) rust_helper_\w+\(.*?^}\n)", text, re.MULTILINE | re.DOTALL)
     by_name = {re.search(r"rust_helper_(\w+)", function)[1]: "__rust_helper " + function for function in found}
-    return by_name.pop("xen_has_pv_devices"), by_name.pop("reinit_completion"), by_name
+    return by_name.pop("xen_has_pv_devices"), by_name.pop("reinit_completion", ""), by_name
 
 
 class Tree:
@@ -132,7 +145,14 @@ class Tree:
     def commit(self, message):
         """All that has changed."""
         self.git("add", "-A")
-        self.git("commit", "-q", "-m", message)
+        self.git("commit", "-q", *(["-s"] if SENDER else []), "-m", message)
+
+    def core(self, name):
+        """Applies a patch to the TPM core, and commits it with its message."""
+        path = f"{HERE}/core/{name}.patch"
+        must(["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"], "series-core.log",
+             f"{path} does not apply: this kernel is newer than it knows", cwd=TREE)
+        self.commit(read(path).partition("\n---\n")[0])
 
     def patch(self, name):
         """Formats what is Rust and commits it, with the message of tools/series/NAME.txt."""
@@ -140,7 +160,7 @@ class Tree:
             if not path.endswith("rust/kernel/lib.rs"):
                 output("rustfmt", "--edition", "2021", "--config-path", f"{TREE}/.rustfmt.toml",
                        "--config", "skip_children=true", path)
-        self.commit(read(f"tools/series/{name}.txt"))
+        self.commit(read(f"{HERE}/{name}.txt"))
 
     def write(self, name, text):
         """Writes a new file."""
@@ -191,11 +211,12 @@ config RUST_TPM_ABSTRACTIONS
 
 """
 
-MAINTAINERS = """\
+MAINTAINERS = f"""\
 XEN VTPM FRONTEND DRIVER (RUST)
+{f"M:	{SENDER}" if SENDER else ""}
 L:	linux-integrity@vger.kernel.org
 L:	xen-devel@lists.xenproject.org (moderated for non-subscribers)
-S:	Orphan
+S:	{"Maintained" if SENDER else "Orphan"}
 F:	Documentation/ABI/testing/sysfs-driver-xen-tpmfront
 F:	drivers/char/tpm/xen-tpmfront/
 F:	rust/helpers/xen.c
@@ -204,7 +225,7 @@ F:	rust/kernel/tpm/
 F:	rust/kernel/xen.rs
 F:	rust/kernel/xen/
 
-"""
+""".replace(")\n\n", ")\n")
 
 
 def rooms(name, *modules):
@@ -213,48 +234,51 @@ def rooms(name, *modules):
     return re.sub(r"(?m)^pub mod (\w+);\n", lambda found: found[0] if found[1] in modules else "", text)
 
 
-def bindings(tree):
-    """1: what bindgen and the helpers have to know."""
-    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/tpm.h>\n", "#include <linux/tracepoint.h>\n")
-    tree.insert("rust/bindings/bindings_helper.h",
-                "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/events.h>\n#include <xen/grant_table.h>\n"
-                "#include <xen/interface/io/tpmif.h>\n#include <xen/page.h>\n#include <xen/platform_pci.h>\n"
-                "#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
-                "\n/*\n * The driver-core Rust code needs to know")
-    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
-    xen, completion, rest = helpers()
-    if rest:
-        raise StepError(f"src/xen_sys/helpers.c has more than {__name__} knows: {', '.join(rest)}")
-    tree.write("rust/helpers/xen.c", "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
-               f"#include <xen/xen.h>\n\n{xen}")
-    tree.append("rust/helpers/completion.c", f"\n{completion}")
-    tree.append("rust/helpers/helpers.c", '#if IS_ENABLED(CONFIG_XEN)\n#include "xen.c"\n#endif\n')
+# The bus; what else there is of Xen comes after it.
+BUS = ("bus", "debugfs", "store")
+
+
+def modules(room):
+    """The modules of a room, as its list has them."""
+    return re.findall(r"(?m)^pub(?:\(crate\))? mod (\w+);$", read(f"src/{room}/mod.rs"))
 
 
 def xenbus(tree):
-    """2: the bus, its drivers' folders in debugfs, and the store."""
+    """The bus, and the store."""
+    tree.insert("rust/bindings/bindings_helper.h",
+                "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
+                "\n/*\n * The driver-core Rust code needs to know")
+    tree.write("rust/helpers/xen.c", "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
+               f"#include <xen/xen.h>\n\n{helpers()[0]}")
+    tree.append("rust/helpers/helpers.c", '#if IS_ENABLED(CONFIG_XEN)\n#include "xen.c"\n#endif\n')
     tree.insert("drivers/xen/Kconfig", XEN_CONFIG, "endmenu\n")
     tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n", "\n#[doc(hidden)]\n"
                 "pub use bindings;\n")
-    names = ("bus", "debugfs", "store")
+    names = [name for name in modules("xen") if name in BUS]
     tree.write("rust/kernel/xen.rs", rooms("xen", *names))
     for name in names:
         tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
-def ring(tree):
-    """3: the granted page and the event channel; the ends of works and of the system."""
-    names = ("event", "grant", "reboot", "work")
-    tree.write("rust/kernel/xen.rs", rooms("xen", "bus", "debugfs", "store", *names))
-    for name in names:
+def grants(tree):
+    """The granted page and the event channel; the ends of works and of the system."""
+    tree.insert("rust/bindings/bindings_helper.h", "#include <xen/events.h>\n#include <xen/grant_table.h>\n"
+                "#include <xen/page.h>\n", "#include <xen/xen.h>\n")
+    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
+    _, completion, rest = helpers()
+    if rest:
+        raise StepError(f"src/xen_sys/helpers.c has more than {__name__} knows: {', '.join(rest)}")
+    if completion:
+        tree.append("rust/helpers/completion.c", f"\n{completion}")
+    names = modules("xen")
+    tree.write("rust/kernel/xen.rs", rooms("xen", *names))
+    for name in set(names) - set(BUS):
         tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
 def tpm(tree):
-    """4: the chip."""
-    tree.insert("rust/bindings/bindings_helper.h", "#ifdef CONFIG_TCG_TPM\n/* The TPM core declares a part of what it "
-                "exports only there. */\n#include <../../drivers/char/tpm/tpm.h>\n#endif\n\n",
-                "#if defined(CONFIG_DRM_PANIC_SCREEN_QR_CODE)")
+    """The chip."""
+    tree.insert("rust/bindings/bindings_helper.h", "#include <linux/tpm.h>\n", "#include <linux/tracepoint.h>\n")
     tree.insert("drivers/char/tpm/Kconfig", TPM_CONFIG, "config TCG_XEN\n")
     tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
     tree.write("rust/kernel/tpm.rs", rooms("tpm", "attribute", "chip").replace(
@@ -268,7 +292,8 @@ def tpm(tree):
 
 
 def frontend(tree):
-    """5: the driver."""
+    """The driver, its page, and whose it is."""
+    tree.insert("rust/bindings/bindings_helper.h", "#include <xen/interface/io/tpmif.h>\n", "#include <xen/page.h>\n")
     names = [name for name in sources() if re.match(r"src/([^/]+|protocol/.*)\.rs$", name)]
     left_out = {"src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs",
                 *(f"src/protocol/{name}.rs" for name in OF_ANY_TPM)}
@@ -284,13 +309,15 @@ def frontend(tree):
     tree.write(f"{DRIVER}/Kconfig", config)
     tree.insert("drivers/char/tpm/Kconfig", f'source "{DRIVER}/Kconfig"\n', "endif # TCG_TPM\n")
     tree.append("drivers/char/tpm/Makefile", "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront/\n")
-
-
-def papers(tree):
-    """6: what it does in sysfs, and whose it is."""
+    tree.append(PAGE, read(f"{HERE}/page.rst").partition("\n\n")[2])
     name = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
     tree.write(name, read(name))
-    tree.insert("MAINTAINERS", MAINTAINERS, "XZ EMBEDDED\n")
+    tree.insert("MAINTAINERS", MAINTAINERS, "XFS FILESYSTEM\n")
+
+
+def patches():
+    """The patches' paths, in their order, without the cover letter."""
+    return sorted(set(glob.glob(f"{OUT}/*.patch")) - set(glob.glob(f"{OUT}/0000-*")))
 
 
 def commits():
@@ -324,19 +351,21 @@ def build_kernel(stock):
     return kernel
 
 
-PATCHES = (bindings, xenbus, ring, tpm, frontend, papers)
+PATCHES = (xenbus, grants, tpm, frontend)
 
 
 def make(kernel):
     """Writes build/series/*.patch for a kernel tree; returns their names."""
     with step(f"writing the series for {kernel}"):
         tree = Tree(kernel)
+        for name in CORE:
+            tree.core(name)
         for patch in PATCHES:
             patch(tree)
             tree.patch(patch.__name__)
-        tree.git("format-patch", "-q", "--cover-letter", "-o", OUT, f"-{len(PATCHES)}")
+        tree.git("format-patch", "-q", "--cover-letter", "-o", OUT, f"-{len(CORE) + len(PATCHES)}")
         cover, = glob.glob(f"{OUT}/0000-*.patch")
-        subject, _, body = read("tools/series/cover.txt").partition("\n\n")
+        subject, _, body = read(f"{HERE}/cover.txt").partition("\n\n")
         with open(cover, encoding="utf-8") as file:
             text = file.read()
         with open(cover, "w", encoding="utf-8") as file:
