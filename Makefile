@@ -15,6 +15,9 @@ build deb kdir shell:
 demo test test-deep compare bench intree series:
 	@$(enter) python3 tests/run.py $@
 
+results:
+	@$(enter) python3 tests/results.py
+
 modules:
 	@tools/env/check-kdir $(KDIR)
 	@mkdir -p $(out)
@@ -44,6 +47,7 @@ help:
 	@echo 'make compare       the same guest checks on the C driver; report in build/report/compare.md'
 	@echo 'make bench         what commands cost, beside the C driver; results in build/bench/;'
 	@echo '                   QUICK=1 takes fewer samples'
+	@echo 'make results       what the last whole runs said, with commit and host, into Documentation/results/DATE/'
 	@echo 'make shell         a shell in the Debian root that all of this runs in'
 	@echo 'make kdir          print the prepared kernel trees, for KDIR='
 	@echo 'make modules KDIR=TREE            build the module on a kernel tree'
@@ -55,4 +59,4 @@ help:
 	@echo 'VERSIONS=FILE repeats what a versions.lock of build/report/ says; DEBIAN_MIRROR= may be a snapshot.'
 	@echo 'COLD=1 makes the root and the kernel trees anew; XDG_CACHE_HOME= is honoured.'
 
-.PHONY: build demo test test-deep compare bench intree series deb kdir shell modules modules_install clean distclean help
+.PHONY: build demo test test-deep compare bench intree series results deb kdir shell modules modules_install clean distclean help

@@ -64,7 +64,7 @@ def count_tests(report, name, text):
 # Which of the project's Python packages may import which. What is in nobody's list is imported by nobody.
 PACKAGES = {"tools": ("tools",), "testbed": ("tools", "testbed"), "scenarios": ("tools", "testbed"),
             "suites": ("tools", "testbed", "suites"), "guest": (), "run": ("tools", "testbed", "suites", "demo"),
-            "demo": ("tools", "testbed")}
+            "demo": ("tools", "testbed"), "results": ("tools",)}
 
 
 def imported(name):
