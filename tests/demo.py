@@ -10,29 +10,62 @@ from testbed.machine import BedError
 from tools.steps import step
 
 OLD = (
-    ("the driver, by its usual name",
-     "modprobe xen-tpmfront; until [ -c /dev/tpm0 ]; do sleep 0.1; done; modinfo -n xen-tpmfront"),
+    (
+        "the driver, by its usual name",
+        (
+            "modprobe xen-tpmfront; until [ -c /dev/tpm0 ]; do sleep 0.1; done; modinfo -n"
+            " xen-tpmfront"
+        ),
+    ),
     ("what the kernel says", "dmesg | grep -i tpm | tail -n 3"),
     ("the device", "ls -l /dev/tpm0"),
-    ("TrouSerS, the software stack for TPM 1.2, asks for the version", ". /bed/lib.sh; . /bed/tpm12.sh; start_tcsd; tpm_version"),
-    ("the attributes in sysfs",
-     "cd /sys/class/tpm/tpm0; for name in enabled active owned temp_deactivated durations timeouts; do "
-     "echo \"$name: $(cat $name)\"; done; head -n 3 caps; head -n 3 pubek; sed -n '1,3p' pcrs"),
+    (
+        "TrouSerS, the software stack for TPM 1.2, asks for the version",
+        ". /bed/lib.sh; . /bed/tpm12.sh; start_tcsd; tpm_version",
+    ),
+    (
+        "the attributes in sysfs",
+        (
+            "cd /sys/class/tpm/tpm0; for name in enabled active owned temp_deactivated durations"
+            ' timeouts; do echo "$name: $(cat $name)"; done; head -n 3 caps; head -n 3 pubek; sed'
+            " -n '1,3p' pcrs"
+        ),
+    ),
 )
 NEW = (
-    ("the driver, by its usual name",
-     "modprobe xen-tpmfront; until [ -c /dev/tpmrm0 ]; do sleep 0.1; done; modinfo -n xen-tpmfront"),
+    (
+        "the driver, by its usual name",
+        (
+            "modprobe xen-tpmfront; until [ -c /dev/tpmrm0 ]; do sleep 0.1; done; modinfo -n"
+            " xen-tpmfront"
+        ),
+    ),
     ("what the kernel says", "dmesg | grep -i tpm | tail -n 3"),
     ("the devices", "ls -l /dev/tpm0 /dev/tpmrm0"),
     ("tpm2_getcap properties-fixed, the first of it", "tpm2_getcap properties-fixed | head -n 20"),
     ("tpm2_pcrread", "tpm2_pcrread sha256:0,10,16,17"),
-    ("PCR 16 is extended by the hash of a word",
-     "tpm2_pcrextend 16:sha256=$(printf word | sha256sum | cut -d' ' -f1); tpm2_pcrread sha256:16"),
-    ("from locality 0 nobody may extend PCR 17", "cat /sys/devices/vtpm-0/locality; "
-     "tpm2_pcrextend -T device:/dev/tpm0 17:sha256=$(printf word | sha256sum | cut -d' ' -f1) 2>&1 | grep 0x907"),
-    ("from locality 3 it goes", "echo 3 >/sys/devices/vtpm-0/locality; cat /sys/devices/vtpm-0/locality; "
-     "tpm2_pcrextend -T device:/dev/tpm0 17:sha256=$(printf word | sha256sum | cut -d' ' -f1) && tpm2_pcrread sha256:17; "
-     "echo 0 >/sys/devices/vtpm-0/locality"),
+    (
+        "PCR 16 is extended by the hash of a word",
+        (
+            "tpm2_pcrextend 16:sha256=$(printf word | sha256sum | cut -d' ' -f1); tpm2_pcrread"
+            " sha256:16"
+        ),
+    ),
+    (
+        "from locality 0 nobody may extend PCR 17",
+        (
+            "cat /sys/devices/vtpm-0/locality; tpm2_pcrextend -T device:/dev/tpm0"
+            " 17:sha256=$(printf word | sha256sum | cut -d' ' -f1) 2>&1 | grep 0x907"
+        ),
+    ),
+    (
+        "from locality 3 it goes",
+        (
+            "echo 3 >/sys/devices/vtpm-0/locality; cat /sys/devices/vtpm-0/locality; tpm2_pcrextend"
+            " -T device:/dev/tpm0 17:sha256=$(printf word | sha256sum | cut -d' ' -f1) &&"
+            " tpm2_pcrread sha256:17; echo 0 >/sys/devices/vtpm-0/locality"
+        ),
+    ),
 )
 
 
@@ -50,7 +83,11 @@ def show(guest, scenes):
 
 def shell(machine, guest, where):
     """Hands the terminal to a person."""
-    print(f"\nA shell in {where}. Ctrl-] ends the demo" + (", 'exit' too." if where == "domu" else "."), flush=True)
+    print(
+        f"\nA shell in {where}. Ctrl-] ends the demo"
+        + (", 'exit' too." if where == "domu" else "."),
+        flush=True,
+    )
     if where == "dom0":
         terminal.join(f"{machine.work}/console.sock", "\n", lambda: False)
         return

@@ -8,7 +8,8 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, documents, host, intree, lint, module, package, scenarios, series  # noqa: E402
+from suites import bench, deep, documents, host, intree, lint  # noqa: E402
+from suites import module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
@@ -16,9 +17,12 @@ from tools.run import build_all, main  # noqa: E402
 
 
 def begin(name, have):
-    """A report, with the kernels of the archive that could not be prepared as its first failures."""
+    """A report, with the kernels of the archive that could not be prepared as its first
+    failures."""
     asked = ("SCENARIOS", "KERNEL", "PART", "SEED", "SLOWNESS", "BEHAVIOURS", "VERSIONS")
-    report = Report(name, " ".join(f"{word}={os.environ[word]}" for word in asked if os.environ.get(word)))
+    report = Report(
+        name, " ".join(f"{word}={os.environ[word]}" for word in asked if os.environ.get(word))
+    )
     for kernel, why in have.failed.items():
         report.add("kernels", f"{kernel} is prepared", "fail", 0, why)
     return report
@@ -71,14 +75,16 @@ def command_intree(have):
 
 
 def command_series(have):
-    """make series: patches for a kernel tree, that of KERNEL= or of the newest stock kernel, in build/series."""
+    """make series: patches for a kernel tree, that of KERNEL= or of the newest stock kernel, in
+    build/series."""
     report = begin("series", have)
     series.run(report, os.environ.get("XT_TREE") or have.kernels[0].source)
     return finish(report)
 
 
 def command_compare(have):
-    """make compare: the guest's checks with our driver and with the C driver, whose failures stop nothing."""
+    """make compare: the guest's checks with our driver and with the C driver, whose failures stop
+    nothing."""
     report = begin("compare", have)
     for driver in ("rust", "c"):
         chosen = [one for one in scenarios.selected(named() or "compare")
@@ -86,7 +92,15 @@ def command_compare(have):
         scenarios.run(report, have.kernels, have.xen, chosen, driver)
     report.columns = ("rust", "c")
     finish(report)
-    return 1 if any(check["status"] == "fail" for check in report.checks if check["suite"].startswith("rust/")) else 0
+    return (
+        1
+        if any(
+            check["status"] == "fail"
+            for check in report.checks
+            if check["suite"].startswith("rust/")
+        )
+        else 0
+    )
 
 
 def command_demo(have):
@@ -100,8 +114,15 @@ def command_bench(have):
     return bench.run(have.kernels, have.xen, Report("bench"))
 
 
-COMMANDS = {"test": command_test, "test-deep": command_deep, "compare": command_compare, "intree": command_intree,
-            "series": command_series, "demo": command_demo, "bench": command_bench}
+COMMANDS = {
+    "test": command_test,
+    "test-deep": command_deep,
+    "compare": command_compare,
+    "intree": command_intree,
+    "series": command_series,
+    "demo": command_demo,
+    "bench": command_bench,
+}
 
 
 if __name__ == "__main__":

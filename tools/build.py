@@ -45,5 +45,10 @@ def backend_path():
 
 def build_backend():
     """Builds the workspace as it is installed."""
-    must(["cargo", "build", "--release", "--workspace"], "backend.log", "the backend does not build",
-         cwd=TOP, env=cargo_environment())
+    must(
+        ["cargo", "build", "--release", "--workspace"],
+        "backend.log",
+        "the backend does not build",
+        cwd=TOP,
+        env=cargo_environment(),
+    )

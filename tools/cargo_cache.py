@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Keeps what Cargo compiles of others' crates in the root, for the next clone: it goes when the root goes. Cargo
-itself decides what of it still fits."""
+"""Keeps what Cargo compiles of others' crates in the root, for the next clone: it goes when the
+root goes. Cargo itself decides what of it still fits."""
 
 import glob
 import hashlib
@@ -45,4 +45,8 @@ def fetch():
 def keep():
     """Keeps the crates, once everything was compiled."""
     if not os.path.isdir(store()):
-        copy(f"{BUILD}/cargo", store(), lambda _, names: [name for name in names if OWN.fullmatch(name)])
+        copy(
+            f"{BUILD}/cargo",
+            store(),
+            lambda _, names: [name for name in names if OWN.fullmatch(name)],
+        )

@@ -17,8 +17,8 @@ from tools.steps import BUILD, StepError, step  # noqa: E402
 
 
 def build_all(kernels):
-    """Builds the module for every kernel, and the backend. Returns the kernels that the module builds for; one has to be among
-    them."""
+    """Builds the module for every kernel, and the backend. Returns the kernels that the module
+    builds for; one has to be among them."""
     built = []
     for kernel in kernels:
         try:
@@ -37,7 +37,9 @@ def build_all(kernels):
 def command_build(have):
     """make: all that can be built."""
     built = build_all(have.kernels)
-    print(f"built: {', '.join(build.module_path(kernel) for kernel in built)}, {build.backend_path()}")
+    print(
+        f"built: {', '.join(build.module_path(kernel) for kernel in built)}, {build.backend_path()}"
+    )
     return 0 if built == have.kernels and not have.failed else 1
 
 
@@ -61,7 +63,12 @@ def command_shell(_):
     return subprocess.call(["bash", "-i"])
 
 
-COMMANDS = {"build": command_build, "deb": command_deb, "kdir": command_kdir, "shell": command_shell}
+COMMANDS = {
+    "build": command_build,
+    "deb": command_deb,
+    "kdir": command_kdir,
+    "shell": command_shell,
+}
 # These make nothing under build/ that another run could take away.
 UNLOCKED = ("kdir", "shell")
 

@@ -54,7 +54,8 @@ def last_line(path):
 
 
 def logged(command, log, cwd=TOP, env=None):
-    """Runs a command with its output in build/log/LOG, and a line now and then; returns its code."""
+    """Runs a command with its output in build/log/LOG, and a line now and then; returns its
+    code."""
     os.makedirs(LOGS, exist_ok=True)
     path = f"{LOGS}/{log}"
     with open(path, "wb") as file:
@@ -84,5 +85,7 @@ def output(*command):
     """The output of a command that has to succeed."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StepError(f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:] or done.returncode}")
+        raise StepError(
+            f"{' '.join(command)}: {done.stderr.strip().splitlines()[-1:] or done.returncode}"
+        )
     return done.stdout

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Ends a command that runs: by sysfs while the TPM makes a key, and in all ways while it does not answer."""
+"""Ends a command that runs: by sysfs while the TPM makes a key, and in all ways while it does not
+answer."""
 
 import errno
 import os
@@ -21,7 +22,8 @@ LIMIT = 60.0
 
 
 def make_ek():
-    """TPM 1.2: CreateEndorsementKeyPair, which needs no authorisation where there is no such key yet."""
+    """TPM 1.2: CreateEndorsementKeyPair, which needs no authorisation where there is no such key
+    yet."""
     parameters = struct.pack(">IHHIIII", 1, 3, 1, 12, 2048, 2, 0)
     return struct.pack(">HII", 0xc1, 10 + 20 + len(parameters), 0x78) + bytes(20) + parameters
 
@@ -32,7 +34,9 @@ def make_primary():
     session = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
     sensitive = struct.pack(">HHH", 4, 0, 0)
     unique = os.urandom(32)
-    public = struct.pack(">HHIH", 1, 0x0b, 0x30072, 0) + struct.pack(">HHHHHI", 6, 128, 0x43, 0x10, 3072, 0)
+    public = struct.pack(">HHIH", 1, 0x0B, 0x30072, 0) + struct.pack(
+        ">HHHHHI", 6, 128, 0x43, 0x10, 3072, 0
+    )
     public += struct.pack(">H", len(unique)) + unique
     body = struct.pack(">I", 0x40000001) + session + sensitive
     body += struct.pack(">H", len(public)) + public + struct.pack(">HI", 0, 0)
@@ -52,8 +56,8 @@ def state(child):
 
 
 def start(path, request):
-    """Starts a process that makes the request and tells its errno; it has had its head start, which on a busy host is
-    not enough to get there."""
+    """Starts a process that makes the request and tells its errno; it has had its head start, which
+    on a busy host is not enough to get there."""
     child = os.fork()
     if child == 0:
         os._exit(error_of(os.write, Tpm(path).fd, request))
@@ -79,7 +83,8 @@ def by_sysfs(path, request):
     code, seconds = cancelled(path, request)
     tpm, tries = Tpm(path), 1
     if tpm.kind == "2.0":
-        # A key that was made before the cancel came is another try; anything else is what came of the cancel.
+        # A key that was made before the cancel came is another try; anything else is what came of
+        # the cancel.
         while code == 0 and tries <= TRIES:
             tries += 1
             flush(tpm)
@@ -87,7 +92,9 @@ def by_sysfs(path, request):
             code, seconds = cancelled(path, make_primary())
             tpm = Tpm(path)
         flush(tpm)
-    assert code == errno.ECANCELED, f"the command ended with {errno.errorcode.get(code, code)}, {seconds:.1f} s later"
+    assert (
+        code == errno.ECANCELED
+    ), f"the command ended with {errno.errorcode.get(code, code)}, {seconds:.1f} s later"
     assert seconds < SOON, f"it ended {seconds:.1f} s after the cancel"
     assert len(tpm.random(16)) == 16, "the TPM does not answer after a cancel"
     print(f"try {tries} ended {seconds * 1000:.0f} ms after the cancel")

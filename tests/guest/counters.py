@@ -10,7 +10,16 @@ from tpm import Tpm, error_of
 
 FOLDER = "/sys/kernel/debug/xen-tpmfront/vtpm-0"
 # Each command ends in one of these ways.
-ENDS = ("answered", "malformed", "no_backend", "cancelled", "timed_out", "killed", "bad_answers", "refused_wedged")
+ENDS = (
+    "answered",
+    "malformed",
+    "no_backend",
+    "cancelled",
+    "timed_out",
+    "killed",
+    "bad_answers",
+    "refused_wedged",
+)
 # Of so many commands one is timed.
 COUNT = 16
 
@@ -23,10 +32,16 @@ def read(name):
 
 def counters():
     """The counters by name; those of commands fit together."""
-    found = {name: int(value) for name, value in re.findall(r"^(\w+) (\d+)$", read("counters"), re.M)}
+    found = {
+        name: int(value) for name, value in re.findall(r"^(\w+) (\d+)$", read("counters"), re.M)
+    }
     found["timed"] = sum(int(count) for count in re.findall(r"^.*: (\d+)$", read("latency"), re.M))
-    assert found["commands"] == sum(found[end] for end in ENDS), f"the ends are not those of all commands: {found}"
-    assert found["timed"] * COUNT < found["commands"] + COUNT, f"too many are in the histogram: {found}"
+    assert found["commands"] == sum(
+        found[end] for end in ENDS
+    ), f"the ends are not those of all commands: {found}"
+    assert (
+        found["timed"] * COUNT < found["commands"] + COUNT
+    ), f"too many are in the histogram: {found}"
     return found
 
 
@@ -55,8 +70,13 @@ def commands():
     sent, received = (12, 20) if tpm.kind == "2.0" else (14, 22)
     found = differences(lambda: some(tpm))
     spurious = found.pop("spurious_events", 0)
-    wanted = {"commands": COUNT, "answered": COUNT, "request_bytes": COUNT * sent, "answer_bytes": COUNT * received,
-              "timed": 1}
+    wanted = {
+        "commands": COUNT,
+        "answered": COUNT,
+        "request_bytes": COUNT * sent,
+        "answer_bytes": COUNT * received,
+        "timed": 1,
+    }
     assert found == wanted, f"{found}, and not {wanted}"
     assert spurious <= 1, f"{spurious} spurious events"
     found = differences(lambda: too_short(tpm))

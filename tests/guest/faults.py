@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Lets the allocations and calls of the driver fail one by one, on the debug kernel: each failure is an errno, or is
-made up for, and the next try succeeds. Where there are more of them than MOST, it is every second or every tenth,
-from a number that is drawn."""
+"""Lets the allocations and calls of the driver fail one by one, on the debug kernel: each failure
+is an errno, or is made up for, and the next try succeeds. Where there are more of them than MOST,
+it is every second or every tenth, from a number that is drawn."""
 
 import collections
 import contextlib
@@ -49,29 +49,45 @@ def code_of(name):
     with open("/proc/kallsyms", encoding="ascii") as file:
         symbols = [line.split() for line in file]
     places = sorted(int(fields[0], 16) for fields in symbols if fields[1] in "tT")
-    inside = [int(fields[0], 16) for fields in symbols if fields[1] in "tT" and fields[-1] in (f"[{name}]", name)]
+    inside = [
+        int(fields[0], 16)
+        for fields in symbols
+        if fields[1] in "tT" and fields[-1] in (f"[{name}]", name)
+    ]
     assert inside and min(inside), f"no address of {name}: is it there?"
-    return min(inside), next((place for place in places if place > max(inside)), (max(inside) | 0xfff) + 1)
+    return min(inside), next(
+        (place for place in places if place > max(inside)), (max(inside) | 0xFFF) + 1
+    )
 
 
 def arm(behind=None, but=None):
-    """Every allocation may fail, also those that could wait. With `behind` those alone that have this module or
-    function in their stack trace, with `but` those that do not have this one."""
+    """Every allocation may fail, also those that could wait. With `behind` those alone that have
+    this module or function in their stack trace, with `but` those that do not have this one."""
     start, end = code_of(behind) if behind else (0, 2 ** 64 - 1)
     reject_start, reject_end = code_of(but) if but else (0, 0)
     for name in ALLOCATIONS:
         folder = f"{DEBUG}/{name}"
-        settings = {"verbose": 0, "probability": 0, "ignore-gfp-wait": "N", "ignore-gfp-highmem": "N", "min-order": 0,
-                    "cache-filter": "N", "stacktrace-depth": 32, "require-start": f"{start:#x}",
-                    "require-end": f"{end:#x}", "reject-start": f"{reject_start:#x}",
-                    "reject-end": f"{reject_end:#x}"}
+        settings = {
+            "verbose": 0,
+            "probability": 0,
+            "ignore-gfp-wait": "N",
+            "ignore-gfp-highmem": "N",
+            "min-order": 0,
+            "cache-filter": "N",
+            "stacktrace-depth": 32,
+            "require-start": f"{start:#x}",
+            "require-end": f"{end:#x}",
+            "reject-start": f"{reject_start:#x}",
+            "reject-end": f"{reject_end:#x}",
+        }
         for setting, value in settings.items():
             if os.path.exists(f"{folder}/{setting}"):
                 write(f"{folder}/{setting}", value)
 
 
 class Nth:
-    """The n-th allocation of this task fails; `left` says afterwards how many were missing to that."""
+    """The n-th allocation of this task fails; `left` says afterwards how many were missing to
+    that."""
 
     def __init__(self, number):
         self._file = os.open("/proc/thread-self/fail-nth", os.O_RDWR)
@@ -93,7 +109,8 @@ class Nth:
 
 
 def attempt(function, number):
-    """Calls a function whose n-th allocation fails; returns how it ended, and how many allocations were missing."""
+    """Calls a function whose n-th allocation fails; returns how it ended, and how many allocations
+    were missing."""
     word = "ok"
     with Nth(number) as nth:
         try:
@@ -104,7 +121,8 @@ def attempt(function, number):
 
 
 def walk(name, function, undo, allowed=frozenset(USUAL), most=MOST):
-    """Calls it with one allocation that fails, another one each time; `undo` makes the next try possible."""
+    """Calls it with one allocation that fails, another one each time; `undo` makes the next try
+    possible."""
     ends = collections.Counter()
     word, left = attempt(function, MANY)
     undo(word)
@@ -121,7 +139,10 @@ def walk(name, function, undo, allowed=frozenset(USUAL), most=MOST):
             assert word == "ok", f"{name}: {number}: nothing failed, and yet: {word}"
         else:
             ends[f"{word}{state}"] += 1
-    print(f"{name}: {sum(ends.values())} failures of {total} (from {first} by {step}): {dict(ends)}", flush=True)
+    print(
+        f"{name}: {sum(ends.values())} failures of {total} (from {first} by {step}): {dict(ends)}",
+        flush=True,
+    )
     assert ends, "nothing failed at all"
 
 
@@ -171,7 +192,8 @@ def bind():
     """Every allocation of probe(): page, event channel, xenstore, the TPM's registration."""
     try_to_bind = Opened(f"{DRIVER}/bind", DEVICE.encode())
     set_unbound()
-    # How often the backend is asked for its state is a matter of its speed: of these a few are enough.
+    # How often the backend is asked for its state is a matter of its speed: of these a few are
+    # enough.
     arm(STATE)
     walk("bind, the backend's state", try_to_bind, set_unbound, most=8)
     arm("xen_tpmfront", but=STATE)
@@ -185,7 +207,9 @@ def unbind():
     set_bound()
 
     def again(word):
-        assert word == "ok" and not bound() and not os.path.exists("/dev/tpm0"), f"{word}, and it is still there"
+        assert (
+            word == "ok" and not bound() and not os.path.exists("/dev/tpm0")
+        ), f"{word}, and it is still there"
         return set_bound()
 
     walk("unbind", Opened(f"{DRIVER}/unbind", DEVICE.encode()), again)
@@ -239,11 +263,16 @@ def send():
         walk(f"send {path}", command, lambda _: works() or "", USUAL | {"EINTR"})
     for name, value in (("locality", b"1"), ("cancel", b"1"), ("locality", b"0")):
         path = f"/sys/class/tpm/tpm0/{name}"
-        walk(f"write {name}", lambda path=path, value=value: Opened(path, value)(), lambda _: works() or "")
+        walk(
+            f"write {name}",
+            lambda path=path, value=value: Opened(path, value)(),
+            lambda _: works() or "",
+        )
 
 
 def functions():
-    """Every call that the driver makes when it binds fails, the first time, the second, and so on."""
+    """Every call that the driver makes when it binds fails, the first time, the second, and so
+    on."""
     folder = f"{DEBUG}/fail_function"
     for setting, value in {"verbose": 0, "probability": 100, "interval": 1, "times": 0}.items():
         write(f"{folder}/{setting}", value)
@@ -266,7 +295,10 @@ def functions():
             write(f"{folder}/times", 0)
             state = set_unbound()
             if left:
-                assert (word, state) == ("ok", ", a TPM"), f"{function}: nothing failed, and yet: {word}{state}"
+                assert (word, state) == (
+                    "ok",
+                    ", a TPM",
+                ), f"{function}: nothing failed, and yet: {word}{state}"
                 break
             assert word in ("ok", "ENOSPC"), f"{function}, call {number}: {word}"
             ends.append(word + state)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Which grant references the kernel gives out next. It gives out first the one that was given back last: one that is
-never given back is missing among these, and another one is there in its place."""
+"""Which grant references the kernel gives out next. It gives out first the one that was given back
+last: one that is never given back is missing among these, and another one is there in its place."""
 
 import array
 import fcntl

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a guest keeps in its TPM 2.0: PCR 16, an NV index; and a process that holds a device open."""
+"""What a guest keeps in its TPM 2.0: PCR 16, an NV index; and a process that holds a device
+open."""
 
 import os
 import sys
@@ -18,7 +19,8 @@ def extend():
 
 
 def pcr(*wanted):
-    """The PCR's value; compared, if a value is given; "reset" is that of a TPM that was just started."""
+    """The PCR's value; compared, if a value is given; "reset" is that of a TPM that was just
+    started."""
     tpm = Tpm()
     value = tpm.pcr(PCR)
     wanted = [bytes(len(value)).hex() if text == "reset" else text for text in wanted]
@@ -32,7 +34,8 @@ def works(path, kind="2.0"):
 
 
 def hold(path):
-    """Keeps a device open in the background until it is gone, then says with which errno it went."""
+    """Keeps a device open in the background until it is gone, then says with which errno it
+    went."""
     tpm = Tpm(path, "2.0")
     if os.fork():
         return

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""IMA's measurement list against the TPM: its first entry, which is over PCRs 0 to 9, and PCR 10, into which every
-entry went; and work that makes the list grow."""
+"""IMA's measurement list against the TPM: its first entry, which is over PCRs 0 to 9, and PCR 10,
+into which every entry went; and work that makes the list grow."""
 
 import collections
 import hashlib
@@ -34,7 +34,12 @@ def count(name="runtime_measurements_count"):
 
 def entries(bank):
     """The measurement list as it is for a bank."""
-    data, size, found, at = read(f"binary_runtime_measurements_{bank}"), hashlib.new(bank).digest_size, [], 0
+    data, size, found, at = (
+        read(f"binary_runtime_measurements_{bank}"),
+        hashlib.new(bank).digest_size,
+        [],
+        0,
+    )
 
     def take(length):
         nonlocal at
@@ -76,7 +81,9 @@ def chain(bank, listed):
         if entry.digest == bytes(size):
             # A violation: whatever was measured, it could have been something else.
             digest = b"\xff" * size
-        assert digest == entry.digest or digest == b"\xff" * size, f"entry {number} of {bank} is not its data's digest"
+        assert (
+            digest == entry.digest or digest == b"\xff" * size
+        ), f"entry {number} of {bank} is not its data's digest"
         value = hashlib.new(bank, value + digest).digest()
     return value
 
@@ -96,23 +103,32 @@ def replay():
     tpm = Tpm()
     for bank, number in BANKS[tpm.kind].items():
         listed, found = settled(lambda: (entries(bank), tpm.pcr(PCR, number)))
-        assert len(listed) == count(), f"{len(listed)} entries in {bank}'s list, and {count()} counted"
+        assert (
+            len(listed) == count()
+        ), f"{len(listed)} entries in {bank}'s list, and {count()} counted"
         wanted = chain(bank, listed)
-        assert found == wanted, f"PCR 10 of {bank} is {found.hex()}, and {len(listed)} entries make it {wanted.hex()}"
+        assert (
+            found == wanted
+        ), f"PCR 10 of {bank} is {found.hex()}, and {len(listed)} entries make it {wanted.hex()}"
         print(f"{bank}: PCR 10 is the replay of {len(listed)} measurements", end="; ")
     print(f"{count('violations')} violations")
 
 
 def boot_aggregate():
-    """The first entry is the digest of PCRs 0 to 9, for SHA-1 of 0 to 7, and those are not zeroes."""
+    """The first entry is the digest of PCRs 0 to 9, for SHA-1 of 0 to 7, and those are not
+    zeroes."""
     tpm = Tpm()
     bank, number = list(BANKS[tpm.kind].items())[-1]
     pcrs = [tpm.pcr(pcr, number) for pcr in range(10)]
-    assert len(set(pcrs)) == 10 and bytes(len(pcrs[0])) not in pcrs, "nothing was measured into PCRs 0 to 9 before IMA"
+    assert (
+        len(set(pcrs)) == 10 and bytes(len(pcrs[0])) not in pcrs
+    ), "nothing was measured into PCRs 0 to 9 before IMA"
     wanted = hashlib.new(bank, b"".join(pcrs[:8] if bank == "sha1" else pcrs)).digest()
     first = entries(bank)[0]
     assert name_of(first) == "boot_aggregate", f"the first entry is {name_of(first)}"
-    assert fields(first)[0] == bank.encode() + b":\0" + wanted, f"{fields(first)[0]} is not {bank}:{wanted.hex()}"
+    assert (
+        fields(first)[0] == bank.encode() + b":\0" + wanted
+    ), f"{fields(first)[0]} is not {bank}:{wanted.hex()}"
     print(f"{bank}:{wanted.hex()}")
 
 
@@ -121,7 +137,9 @@ def bypassed():
     listed = entries("sha1")
     digest = fields(listed[0])[0]
     assert name_of(listed[0]) == "boot_aggregate", f"the first entry is {name_of(listed[0])}"
-    assert not digest.split(b"\0", 1)[1].strip(b"\0"), f"boot_aggregate is {digest}, and there was no TPM"
+    assert not digest.split(b"\0", 1)[1].strip(
+        b"\0"
+    ), f"boot_aggregate is {digest}, and there was no TPM"
     print(f"{len(listed)} measurements, none of them in a TPM")
 
 
@@ -154,7 +172,10 @@ def read_all(paths):
         tpm.close()
 
     asking = threading.Thread(target=ask)
-    readers = [threading.Thread(target=read_each, args=(paths[first::READERS],)) for first in range(READERS)]
+    readers = [
+        threading.Thread(target=read_each, args=(paths[first::READERS],))
+        for first in range(READERS)
+    ]
     for thread in (asking, *readers):
         thread.start()
     for thread in readers:
@@ -165,12 +186,15 @@ def read_all(paths):
 
 
 def load(folder, number):
-    """Reading that many files makes as many measurements, while the TPM has other users; and they are all in PCR 10."""
+    """Reading that many files makes as many measurements, while the TPM has other users; and they
+    are all in PCR 10."""
     before = count()
     paths = make(folder, int(number))
     commands = read_all(paths)
     grown = count() - before
-    assert grown >= len(paths), f"{len(paths)} files were read, and there are {grown} measurements more"
+    assert grown >= len(
+        paths
+    ), f"{len(paths)} files were read, and there are {grown} measurements more"
     assert commands, "nobody else used the TPM meanwhile"
     names = {name_of(entry) for entry in entries("sha1")}
     assert names >= set(paths), f"{len(set(paths) - names)} of the files are not in the list"
@@ -179,17 +203,21 @@ def load(folder, number):
 
 
 def timed(folder, number):
-    """Prints how many us it takes to read that many files, of which each is measured, one after the other."""
+    """Prints how many us it takes to read that many files, of which each is measured, one after the
+    other."""
     paths = make(folder, int(number))
     before, start = count(), time.monotonic_ns()
     read_each(paths)
     took = time.monotonic_ns() - start
-    assert count() - before == len(paths), f"{len(paths)} files were read, and there are {count() - before} measurements more"
+    assert count() - before == len(
+        paths
+    ), f"{len(paths)} files were read, and there are {count() - before} measurements more"
     print(took // 1000)
 
 
 def violation(folder):
-    """A file that is read while somebody may write to it is a violation, which the list and the PCR have, too."""
+    """A file that is read while somebody may write to it is a violation, which the list and the PCR
+    have, too."""
     before = count("violations")
     with open(f"{folder}/violation", "wb", buffering=0) as file:
         file.write(b"one")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Keeps books of a TPM whose backend is killed, or which is taken away and given back: no command counts twice, none
-that was answered is lost, and no PCR is reset in silence. What the books say is in /run/ledger."""
+"""Keeps books of a TPM whose backend is killed, or which is taken away and given back: no command
+counts twice, none that was answered is lost, and no PCR is reset in silence. What the books say is
+in /run/ledger."""
 
 import collections
 import errno
@@ -81,7 +82,8 @@ class Ledger:
                 self.reopen()
 
     def reopen(self):
-        """Opens the TPM anew if it is another device than the one that was opened: that never comes back."""
+        """Opens the TPM anew if it is another device than the one that was opened: that never comes
+        back."""
         if device() == self.device:
             return
         self.tpm.close()
@@ -99,21 +101,27 @@ class Ledger:
             except OSError:
                 pass
             self.write("waiting device")
-            assert time.monotonic() < until, f"no /dev/tpm0 for {PATIENCE} s: {os.listdir('/sys/class/tpm')}"
+            assert (
+                time.monotonic() < until
+            ), f"no /dev/tpm0 for {PATIENCE} s: {os.listdir('/sys/class/tpm')}"
             time.sleep(INTERVAL)
 
     def look(self, allowed, what):
-        """The PCR has one of these values; or it is reset, where that may be and a failure told of it."""
+        """The PCR has one of these values; or it is reset, where that may be and a failure told of
+        it."""
         value = self.retry(lambda: self.tpm.pcr(PCR))
         if value not in allowed and self.may_reset and self.failed and value == bytes(len(value)):
             self.seen["resets"] += 1
         else:
-            assert value in allowed, \
-                f"{what}, and PCR {PCR} is {value.hex()}: not {' or '.join(one.hex() for one in allowed)}"
+            assert value in allowed, (
+                f"{what}, and PCR {PCR} is {value.hex()}: not"
+                f" {' or '.join(one.hex() for one in allowed)}"
+            )
         self.pcr, self.failed = value, False
 
     def extend(self, number):
-        """The PCR is the old one and the digest if the command was answered, else that or the old one."""
+        """The PCR is the old one and the digest if the command was answered, else that or the old
+        one."""
         digest = self.tpm.hash(b"%d" % number)
         after = self.tpm.hash(self.pcr + digest)
         try:
@@ -129,7 +137,8 @@ class Ledger:
             self.look([after], f"extend {number} was answered")
 
     def increment(self):
-        """The counter goes up by one if the command was answered, else by one or not at all; never back."""
+        """The counter goes up by one if the command was answered, else by one or not at all; never
+        back."""
         least = self.counter + 1
         try:
             code, _ = self.nv(0x134)
@@ -140,7 +149,9 @@ class Ledger:
         value = self.retry(self.read_counter)
         allowed = range(least, self.counter + 2)
         # The first use starts at the highest value that any counter of this TPM had.
-        assert value in allowed or self.counter == 0 and value, f"the counter went from {self.counter} to {value}"
+        assert (
+            value in allowed or self.counter == 0 and value
+        ), f"the counter went from {self.counter} to {value}"
         self.counter = value
         # The extends to come would hide a reset.
         if self.failed:
@@ -148,8 +159,8 @@ class Ledger:
 
 
 def main(policy, least, pause):
-    """Works until /run/ledger.stop is there. `least` is what the counter must have reached; `pause`, in seconds,
-    is for a bed with other things to do."""
+    """Works until /run/ledger.stop is there. `least` is what the counter must have reached;
+    `pause`, in seconds, is for a bed with other things to do."""
     ledger = Ledger(policy == "restart")
     assert ledger.counter >= int(least), f"the counter went back from {least} to {ledger.counter}"
     number = 0

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A process that has a command running, and /dev/tpm0 open, while something happens to the device; and how long it
-takes to take the driver away."""
+"""A process that has a command running, and /dev/tpm0 open, while something happens to the device;
+and how long it takes to take the driver away."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ LOG = "/run/running"
 
 
 def running(stay="0"):
-    """Sends a command in the background, and says what came of it. With `stay` that process keeps the device open until
-    it is told to go."""
+    """Sends a command in the background, and says what came of it. With `stay` that process keeps
+    the device open until it is told to go."""
     no_reader()
     if os.fork():
         return
@@ -30,7 +30,9 @@ def running(stay="0"):
 def rmmod(seconds):
     """Unloads the module."""
     begin = time.monotonic()
-    word = Child(lambda: str(os.waitstatus_to_exitcode(os.system("rmmod xen_tpmfront")))).word(float(seconds))
+    word = Child(lambda: str(os.waitstatus_to_exitcode(os.system("rmmod xen_tpmfront")))).word(
+        float(seconds)
+    )
     print("rmmod", "hangs" if word is None else word, f"{time.monotonic() - begin:.1f}")
 
 

@@ -12,9 +12,19 @@ FILE = "/sys/devices/vtpm-0/locality"
 EXTENDS = {16: {0, 1, 2, 3, 4}, 17: {2, 3, 4}, 19: {2, 3}, 20: {1, 2, 3}, 21: {2}}
 GOOD = {"0": 0, "255": 255, "4\n": 4, "0x10": 16, "0X1f\n": 31, "010": 8, "3": 3}
 # As the kernel's own parser of an unsigned number has it: a sign is not a digit.
-BAD = {"256": errno.ERANGE, "-1": errno.EINVAL, "99999999999999999999999": errno.ERANGE, "0x100": errno.ERANGE,
-       "abc": errno.EINVAL, "": errno.EINVAL, "\n": errno.EINVAL, "1 2": errno.EINVAL, "3x": errno.EINVAL,
-       "0x": errno.EINVAL, "08": errno.EINVAL}
+BAD = {
+    "256": errno.ERANGE,
+    "-1": errno.EINVAL,
+    "99999999999999999999999": errno.ERANGE,
+    "0x100": errno.ERANGE,
+    "abc": errno.EINVAL,
+    "": errno.EINVAL,
+    "\n": errno.EINVAL,
+    "1 2": errno.EINVAL,
+    "3x": errno.EINVAL,
+    "0x": errno.EINVAL,
+    "08": errno.EINVAL,
+}
 
 
 def write(text):
@@ -43,7 +53,10 @@ def values():
     for text, wanted in BAD.items():
         # A write of no byte does not reach the driver.
         if text and (code := error_of(write, text)) != wanted:
-            wrong.append(f"{text!r}: errno {code} ({errno.errorcode.get(code)}), not {errno.errorcode[wanted]}")
+            wrong.append(
+                f"{text!r}: errno {code} ({errno.errorcode.get(code)}), not"
+                f" {errno.errorcode[wanted]}"
+            )
         if read() != "3\n":
             wrong.append(f"{text!r} changed it to {read()!r}")
             write("3")

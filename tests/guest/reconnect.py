@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A process that keeps /dev/tpm0 open while the backend goes and comes back, and what it has seen."""
+"""A process that keeps /dev/tpm0 open while the backend goes and comes back, and what it has
+seen."""
 
 import errno
 import os
@@ -34,7 +35,8 @@ def seen():
         words = log.read().split()
     phases = [word for place, word in enumerate(words) if place == 0 or words[place - 1] != word]
     print(" ".join(f"{word}" for word in phases), len(words))
-    # The command that the end of the connection caught is abandoned by the backend, or has no backend.
+    # The command that the end of the connection caught is abandoned by the backend, or has no
+    # backend.
     phases = [word for word in phases if word != "ECANCELED"]
     assert phases == ["ok", "EPIPE", "ok"], "that is not an interruption with one end"
     names = sorted(os.listdir("/sys/class/tpm"))

@@ -19,13 +19,17 @@ def raw(tpm, length, claimed=None):
 
 
 def sizes():
-    """4,088 bytes reach the TPM; 4,089 do not fit its page; nothing, or less than is claimed, is no request."""
+    """4,088 bytes reach the TPM; 4,089 do not fit its page; nothing, or less than is claimed, is no
+    request."""
     tpm, wrong = Tpm(), []
 
     def expect(what, request, wanted):
         code = error_of(os.write, tpm.fd, request)
         if code != wanted:
-            wrong.append(f"{what}: {errno.errorcode.get(code, code)}, not {errno.errorcode.get(wanted, wanted)}")
+            wrong.append(
+                f"{what}: {errno.errorcode.get(code, code)}, not"
+                f" {errno.errorcode.get(wanted, wanted)}"
+            )
         if not code:
             os.read(tpm.fd, 4096)
 
@@ -58,7 +62,8 @@ def partial_reads():
 
 
 def busy():
-    """A second opener is refused, and an answer that was not read makes the next write wait with EBUSY."""
+    """A second opener is refused, and an answer that was not read makes the next write wait with
+    EBUSY."""
     tpm = Tpm()
     assert error_of(os.open, "/dev/tpm0", os.O_RDWR) == errno.EBUSY
     request = raw(tpm, 14) if tpm.kind == "1.2" else raw(tpm, 12)[:10] + struct.pack(">H", 16)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A process that has /dev/tpm0 open while its guest is saved, and follows the hash chain of a PCR. What became of
-its commands is in /run/saved, a word for each."""
+"""A process that has /dev/tpm0 open while its guest is saved, and follows the hash chain of a PCR.
+What became of its commands is in /run/saved, a word for each."""
 
 import collections
 import errno
@@ -34,11 +34,14 @@ class Chain:
         assert code == 0, f"extend {self.number}: {code:#x}"
 
     def follow(self, digest, counts):
-        """The PCR is that of the chain; with a digest that was not answered it `counts` once or not at all."""
+        """The PCR is that of the chain; with a digest that was not answered it `counts` once or not
+        at all."""
         after = self.tpm.hash(self.value + digest)
         allowed = [after] if counts else [after, self.value]
         value = self.tpm.pcr(PCR)
-        assert value in allowed, f"extend {self.number}: the PCR is {value.hex()}, not {allowed[0].hex()}"
+        assert (
+            value in allowed
+        ), f"extend {self.number}: the PCR is {value.hex()}, not {allowed[0].hex()}"
         self.value = value
 
 
@@ -72,8 +75,8 @@ def work(chain, say):
 
 
 def wait(chain, say):
-    """One extend that runs while the guest is saved: the kernel waits for it, and the process sleeps, so that it can be
-    frozen."""
+    """One extend that runs while the guest is saved: the kernel waits for it, and the process
+    sleeps, so that it can be frozen."""
     digest, tpm = chain.digest(), chain.tpm
     say("ready")
     while not os.path.exists(GO):

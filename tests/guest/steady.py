@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest that uses its TPM as any would: extends PCR 16 with its own data, and follows the hash chain."""
+"""A guest that uses its TPM as any would: extends PCR 16 with its own data, and follows the hash
+chain."""
 
 import os
 import sys
@@ -24,7 +25,9 @@ def load(name, more):
         assert code == 0, f"extend {len(times)}: {code:#x}"
         value = tpm.hash(value + digest)
         if len(times) % EVERY == 0:
-            assert tpm.pcr(PCR) == value, f"after extend {len(times)} the PCR is not hash(old || digest)"
+            assert (
+                tpm.pcr(PCR) == value
+            ), f"after extend {len(times)} the PCR is not hash(old || digest)"
     assert tpm.pcr(PCR) == value, "at the end the PCR is not that of the chain"
     print(f"commands {len(times)} median_us {sorted(times)[len(times) // 2] * 1e6:.0f}")
 

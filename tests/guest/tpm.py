@@ -17,7 +17,8 @@ def told(name, default=None):
     return found[1] if found else default
 
 
-# How much slower than usual the host is, and how much slower than a stock kernel on a usual host this one is there.
+# How much slower than usual the host is, and how much slower than a stock kernel on a usual host
+# this one is there.
 HOST, SLOWNESS = int(told("host", "1")), int(told("slowness", "1"))
 
 
@@ -65,7 +66,11 @@ class Tpm:
         if self.kind == "1.2":
             return 0xc1, 0x14, struct.pack(">I", pcr) + digest
         session = struct.pack(">IIHBH", 9, 0x40000009, 0, 0, 0)
-        return 0x8002, 0x182, struct.pack(">I", pcr) + session + struct.pack(">IH", 1, 0x0b) + digest
+        return (
+            0x8002,
+            0x182,
+            struct.pack(">I", pcr) + session + struct.pack(">IH", 1, 0x0B) + digest,
+        )
 
     def pcr(self, number, bank=0x0b):
         """The value of a PCR; a TPM 2.0 has one for each bank (0x0b is SHA-256)."""

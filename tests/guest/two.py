@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Two vTPMs of one guest at once, under load: each answer has to come from the TPM that was asked."""
+"""Two vTPMs of one guest at once, under load: each answer has to come from the TPM that was
+asked."""
 
 import sys
 import threading
@@ -25,7 +26,9 @@ def load(path, wrong):
 def main():
     """Loads both."""
     wrong = []
-    threads = [threading.Thread(target=load, args=(path, wrong)) for path in ("/dev/tpm0", "/dev/tpm1")]
+    threads = [
+        threading.Thread(target=load, args=(path, wrong)) for path in ("/dev/tpm0", "/dev/tpm1")
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

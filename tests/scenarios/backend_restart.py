@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""All TPMs are ended with the backend, twice, and started anew: the guest's /dev/tpm0 stays the same one throughout."""
+"""All TPMs are ended with the backend, twice, and started anew: the guest's /dev/tpm0 stays the
+same one throughout."""
 
 SETS = ("test", "debug", "race")
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The module is loaded while the backend does not answer: that ends, and the TPM comes when the backend goes on."""
+"""The module is loaded while the backend does not answer: that ends, and the TPM comes when the
+backend goes on."""
 
 SETS = ("deep",)
 

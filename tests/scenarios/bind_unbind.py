@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver is unbound, unloaded and bound again, whatever the backend does meanwhile; and the stock C driver takes
-its place and gives it back."""
+"""The driver is unbound, unloaded and bound again, whatever the backend does meanwhile; and the
+stock C driver takes its place and gives it back."""
 
 import time
 
@@ -28,7 +28,8 @@ for i in $(seq 50); do xen-hostile-backend tell status >/dev/null 2>&1 && exit; 
 
 
 def missing(trial):
-    """The driver offers a channel, and there is no backend, but for what the toolstack writes for it."""
+    """The driver offers a channel, and there is no backend, but for what the toolstack writes for
+    it."""
     trial.python("unbind")
     trial.machine.must(END)
     trial.python("bind 30", 90)
@@ -51,7 +52,10 @@ def silent(trial):
 def running(trial):
     """A command runs that gets no answer."""
     trial.tell("behave unbind-silent")
-    in_guest(trial.guest, "python /bed/lifecycle.py running; wait_for 10 grep -q running /run/running; sleep 1")
+    in_guest(
+        trial.guest,
+        "python /bed/lifecycle.py running; wait_for 10 grep -q running /run/running; sleep 1",
+    )
 
 
 def wedged(trial):
@@ -60,8 +64,14 @@ def wedged(trial):
     trial.python("tries 1")
 
 
-STATES = {"missing": missing, "never connects": bound_to("never-connects"), "closing": bound_to("closing-at-once"),
-          "silent": silent, "in the midst of a command": running, "wedged": wedged}
+STATES = {
+    "missing": missing,
+    "never connects": bound_to("never-connects"),
+    "closing": bound_to("closing-at-once"),
+    "silent": silent,
+    "in the midst of a command": running,
+    "wedged": wedged,
+}
 # The others are reached slowly, or were never left slowly.
 QUICK = ("silent", "wedged")
 # A hundred times unbound and bound, and unbound and unloaded in every state that there is.
@@ -75,7 +85,8 @@ def honest(trial):
 
 
 def leaves(trial, reach):
-    """Unbound and unloaded in this state, within the limit; loaded again it works, with an honest backend."""
+    """Unbound and unloaded in this state, within the limit; loaded again it works, with an honest
+    backend."""
     try:
         reach(trial)
         told = []
@@ -85,8 +96,11 @@ def leaves(trial, reach):
             if word not in ("ok", "0") or float(seconds) > wait.stretch(LIMIT):
                 raise Failure(", ".join(told))
         honest(trial)
-        in_guest(trial.guest, "load_driver; wait_for 30 test -c /dev/tpm0; python /bed/hostile.py quiet; "
-                              "python /bed/tpm.py works")
+        in_guest(
+            trial.guest,
+            "load_driver; wait_for 30 test -c /dev/tpm0; python /bed/hostile.py quiet; "
+            "python /bed/tpm.py works",
+        )
         return ", ".join(told)
     except Failure:
         # The next state is to have a chance.
@@ -107,10 +121,13 @@ def turns(bed, guest, count):
 
 
 def other_driver(guest):
-    """Ours goes, the C driver takes the device, gives it back, and the TPM has gone on: both see the same PCR."""
-    # A device that is there when it is loaded the C driver may lose (race T2): then it is loaded once more. One that it always
-    # loses is its own fault.
-    said = in_guest(guest, """
+    """Ours goes, the C driver takes the device, gives it back, and the TPM has gone on: both see
+    the same PCR."""
+    # A device that is there when it is loaded the C driver may lose (race T2): then it is loaded
+    # once more. One that it always loses is its own fault.
+    said = in_guest(
+        guest,
+        """
 there() { for i in $(seq 100); do [ -c /dev/tpm0 ] && return; sleep 0.1; done; return 1; }
 gone() { for bound in /sys/bus/xen/drivers/vtpm/vtpm-*; do echo ${bound##*/} >/sys/bus/xen/drivers/vtpm/unbind; done
 	rmmod xen_tpmfront; }
@@ -133,7 +150,9 @@ like "the taint of ours" "$(cat /sys/module/xen_tpmfront/taint)" '[OE]+'
 python /bed/held.py pcr $(cat between) >/dev/null
 python /bed/held.py extend >/dev/null
 echo "the C driver had it after $try tries"
-""", 120)
+""",
+        120,
+    )
     if "lost the device" in said:
         raise Noted(said)
     return said

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a command costs, counted in instructions, beside the bare exchange and beside the C driver."""
+"""What a command costs, counted in instructions, beside the bare exchange and beside the C
+driver."""
 
 from statistics import median
 
@@ -18,8 +19,11 @@ def cost(trio):
     """The ratio to the bare exchange, and to the C driver."""
     found = {name: median(samples) for name, samples in trio.times(bench.SHORTEST, ROUNDS).items()}
     ratio, speedup = found["rust"] / found["floor"], found["c"] / found["rust"]
-    numbers = f"{found['rust']:.0f} us, {ratio:.2f} of the floor, {speedup:.1f} times as fast as the C driver: " + \
-        ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+    numbers = (
+        f"{found['rust']:.0f} us, {ratio:.2f} of the floor, {speedup:.1f} times as fast as the C"
+        " driver: "
+        + ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+    )
     if ratio > MOST_OF_FLOOR or speedup < LEAST_SPEEDUP:
         raise Failure(numbers)
     return numbers

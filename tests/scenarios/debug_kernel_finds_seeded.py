@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A module makes the mistakes that the debug kernel is to report: it does, and the checks see that."""
+"""A module makes the mistakes that the debug kernel is to report: it does, and the checks see
+that."""
 
 from testbed.report import Failure
 
 SETS = ("debug",)
 
-# By the mistake, what the report of it says. Any report of lockdep's or KASAN's is lockdep's end, and without lockdep the
-# check does not come to look for leaks.
+# By the mistake, what the report of it says. Any report of lockdep's or KASAN's is lockdep's end,
+# and without lockdep the check does not come to look for leaks.
 MISTAKES = {"leak": "unreferenced object", "order": "possible circular locking",
             "bounds": "KASAN: slab-out-of-bounds", "freed": "KASAN: slab-use-after-free",
             "index": "UBSAN: array-index-out-of-bounds", "sleep": "sleeping function called"}
@@ -18,7 +19,9 @@ def made(guest, mistake, wanted):
     guest.must(f"modprobe mistakes mistake={mistake}; rmmod mistakes")
     outcomes = [guest.check(name, 180) for name in ("debug_reports", "kernel_log")]
     if not any(outcome.code not in (0, 77) and wanted in outcome.output for outcome in outcomes):
-        raise Failure(f"no check fails with '{wanted}': {[outcome.output[-500:] for outcome in outcomes]}")
+        raise Failure(
+            f"no check fails with '{wanted}': {[outcome.output[-500:] for outcome in outcomes]}"
+        )
     guest.must("echo clear >/sys/kernel/debug/kmemleak")
 
 

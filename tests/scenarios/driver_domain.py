@@ -26,7 +26,9 @@ kill -0 $!
 def gone(bed, domid):
     """The driver domain has removed the vTPM's folder, which only it can, and ended its swtpm."""
     must_be(bed.machine, f"xenstore-ls /local/domain/{domid}/backend/vtpm 2>/dev/null | wc -l", "0")
-    wait.until(lambda: bed.driver_domain.run("pidof swtpm").code, 10, "its swtpm is still there", pause=0.5)
+    wait.until(
+        lambda: bed.driver_domain.run("pidof swtpm").code, 10, "its swtpm is still there", pause=0.5
+    )
 
 
 def taken_away(bed, script, domid):
@@ -41,10 +43,15 @@ def taken_away(bed, script, domid):
 
 
 def run(bed):
-    """The domain first, then the guest: PCRs work, and what xl takes away is gone in both domains."""
+    """The domain first, then the guest: PCRs work, and what xl takes away is gone in both
+    domains."""
     vtpm = dataclasses.replace(bed.vtpm("2.0"), backend="driver")
     state = tpm_state(vtpm)
-    files = {"/boot/driver.cpio": bed.write_driver_domain_image({f"/var/lib/xen-vtpmd/{vtpm.uuid}": state})}
+    files = {
+        "/boot/driver.cpio": bed.write_driver_domain_image(
+            {f"/var/lib/xen-vtpmd/{vtpm.uuid}": state}
+        )
+    }
     bed.boot([], files=files)
     driver = Guest(bed.machine, "driver", ramdisk="'/boot/driver.cpio'", driver_domain=1)
     bed.driver_domain = driver

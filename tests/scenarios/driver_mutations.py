@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver with a seeded bug: the check that its patch names fails, and those before that do not."""
+"""The driver with a seeded bug: the check that its patch names fails, and those before that do
+not."""
 
 import contextlib
 
@@ -26,7 +27,9 @@ def act(bed, guest, word):
     else:
         done = guest.check(word, 120)
         if done.code:
-            raise Failure(f"{word}, which is to pass, ended with {done.code}: {done.output[-1000:]}")
+            raise Failure(
+                f"{word}, which is to pass, ended with {done.code}: {done.output[-1000:]}"
+            )
 
 
 def found(bed, guest, words):
@@ -58,15 +61,26 @@ def run(bed):
     for path in mutations.patches("driver"):
         name = mutations.name_of(path)
         built = []
-        if bed.record(f"{name} is built", lambda path=path, built=built: built.append(mutations.build_module(bed.kernel, path))):
+        if bed.record(
+            f"{name} is built",
+            lambda path=path, built=built: built.append(mutations.build_module(bed.kernel, path)),
+        ):
             bugs[name] = path, built[0]
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm], config='on-death = "restart"',
              guest_files={f"/seeded/{name}.ko": module for name, (_, module) in bugs.items()})
     for name, (path, _) in bugs.items():
-        guest = bed.new_guest("mutant", [vtpm], options=f"bed.driver=rust bed.tpms=2.0 bed.module=/seeded/{name}.ko")
+        guest = bed.new_guest(
+            "mutant", [vtpm], options=f"bed.driver=rust bed.tpms=2.0 bed.module=/seeded/{name}.ko"
+        )
         try:
             guest.start()
-            bed.record(f"{name}: {mutations.says(path)}", found, bed, guest, ["module_loads", *mutations.found_by(path)])
+            bed.record(
+                f"{name}: {mutations.says(path)}",
+                found,
+                bed,
+                guest,
+                ["module_loads", *mutations.found_by(path)],
+            )
         finally:
             well_again(bed, guest)

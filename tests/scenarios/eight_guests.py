@@ -20,9 +20,12 @@ FAIR = 0.5
 
 
 def together(guests, seconds):
-    """Lets all work in the same span of time; fails if one's hash chain is broken, or one was starved."""
+    """Lets all work in the same span of time; fails if one's hash chain is broken, or one was
+    starved."""
     for guest in guests:
-        guest.must(f"python3 -E -s /bed/steady.py window {guest.name} {seconds} >/run/steady.out 2>&1 &")
+        guest.must(
+            f"python3 -E -s /bed/steady.py window {guest.name} {seconds} >/run/steady.out 2>&1 &"
+        )
     for guest in guests:
         guest.must(". /bed/lib.sh; wait_for 60 test -e /run/steady.ready", 90)
     start = int(guests[0].must("date +%s")) + HEAD_START * len(guests)
@@ -31,7 +34,12 @@ def together(guests, seconds):
     time.sleep(HEAD_START * len(guests) + seconds)
     counts = {}
     for guest in guests:
-        output = wait.until(lambda guest=guest: guest.must("cat /run/steady.out"), 60, f"{guest.name} says nothing", pause=1)
+        output = wait.until(
+            lambda guest=guest: guest.must("cat /run/steady.out"),
+            60,
+            f"{guest.name} says nothing",
+            pause=1,
+        )
         match = re.search(r"commands (\d+) median_us (\d+)", output)
         if not match:
             raise Failure(f"{guest.name}: {output[-1500:]}")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""On the debug kernel each allocation, and each call of Xen's and the TPM core's, fails once: the driver goes on."""
+"""On the debug kernel each allocation, and each call of Xen's and the TPM core's, fails once: the
+driver goes on."""
 
 import re
 
@@ -8,7 +9,8 @@ from testbed.report import Failure
 
 SETS = ("debug",)
 
-# More allocations than a reconnect has, and how many of them fail: each takes a new backend, and half a minute.
+# More allocations than a reconnect has, and how many of them fail: each takes a new backend, and
+# half a minute.
 MANY, MOST = 100000, 4
 
 
@@ -19,17 +21,20 @@ def works(guest, seconds):
 
 
 def another_backend(bed, guest, number):
-    """The backend goes, and another one comes, while the n-th of the driver's allocations fails. Returns whether there
-    is a connection then, and how many allocations were missing to that."""
+    """The backend goes, and another one comes, while the n-th of the driver's allocations fails.
+    Returns whether there is a connection then, and how many allocations were missing to that."""
     guest.must(f"python3 -E -s /bed/faults.py watch {number}")
     bed.stop_backend()
     bed.start_backend()
     first = works(guest, 20)
-    return first, int(re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1])
+    return first, int(
+        re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1]
+    )
 
 
 def reconnect(bed, guest):
-    """Allocations of taking leave of a backend and of an offer to the next one, spread over all there are."""
+    """Allocations of taking leave of a backend and of an offer to the next one, spread over all
+    there are."""
     first, left = another_backend(bed, guest, MANY)
     if not first and not works(guest, 60):
         raise Failure("nothing failed, and yet the TPM does not work")
@@ -43,10 +48,16 @@ def reconnect(bed, guest):
             bed.stop_backend()
             bed.start_backend()
             if not works(guest, 60):
-                raise Failure(f"{number} of {total}: after the failed allocation, the next connection does not come about")
+                raise Failure(
+                    f"{number} of {total}: after the failed allocation, the next connection does"
+                    " not come about"
+                )
     if not outcomes:
         raise Failure(f"none of the {total} allocations failed")
-    return f"{len(outcomes)} failures of {total}, of which {outcomes.count(False)} needed another connection"
+    return (
+        f"{len(outcomes)} failures of {total}, of which {outcomes.count(False)} needed another"
+        " connection"
+    )
 
 
 def run(bed):
@@ -56,7 +67,15 @@ def run(bed):
     with bed.guest("faults", [vtpm]) as guest:
         bed.checks(guest, "module_loads")
         before = guest_resources.take(guest)
-        bed.checks(guest, "faults_send", "faults_unbind", "faults_functions", "faults_bind", "faults_load", limit=600)
+        bed.checks(
+            guest,
+            "faults_send",
+            "faults_unbind",
+            "faults_functions",
+            "faults_bind",
+            "faults_load",
+            limit=600,
+        )
         bed.record("faults: reconnect", reconnect, bed, guest)
         bed.record("faults: nothing is left", lambda: guest_resources.same(before, guest))
         bed.checks(guest, "faults_known")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""vTPMs come and go in a running guest: also with a command running and the device open, and nothing is left behind."""
+"""vTPMs come and go in a running guest: also with a command running and the device open, and
+nothing is left behind."""
 
 import time
 
@@ -27,15 +28,21 @@ def in_turn(bed, guest, vtpms):
 
 
 def while_running(bed, guest, vtpm, stay):
-    """Detached while a command runs, which swtpm has been kept from answering: it ends soon, with an errno. With `stay`
-    its process keeps the device open."""
+    """Detached while a command runs, which swtpm has been kept from answering: it ends soon, with
+    an errno. With `stay` its process keeps the device open."""
     toolstack.attach(bed, guest, vtpm)
     in_guest(guest, f"{THERE.format('tpm0')}; {WORKS}; rm -f /run/running*")
     bed.machine.must("kill -STOP $(pidof swtpm)")
-    in_guest(guest, f"python /bed/lifecycle.py running {stay}; wait_for 10 grep -q running /run/running; sleep 1")
+    in_guest(
+        guest,
+        f"python /bed/lifecycle.py running {stay}; wait_for 10 grep -q running /run/running;"
+        " sleep 1",
+    )
     bed.machine.must("(sleep 2; kill -CONT $(pidof swtpm)) >/dev/null 2>&1 & "
                      f"xl vtpm-detach {guest.name} {vtpm.uuid}", 60)
-    word, seconds = in_guest(guest, "wait_for 90 grep -q '[0-9]$' /run/running; tail -n 1 /run/running", 120).split()
+    word, seconds = in_guest(
+        guest, "wait_for 90 grep -q '[0-9]$' /run/running; tail -n 1 /run/running", 120
+    ).split()
     in_guest(guest, "wait_for 20 sh -c '[ ! -e /sys/bus/xen/devices/vtpm-0 ]'")
     said = f"the command ended with {word}, {seconds} s after it began"
     if word not in ("EPIPE", "ECANCELED") or float(seconds) > bed.cancel_limit:
@@ -63,11 +70,25 @@ def run(bed, count=5):
         bed.record("vtpm-detach", toolstack.detach, bed, guest, vtpms[0].uuid, 0)
         turns = [vtpms[number % len(vtpms)] for number in range(count)]
         bed.record(f"{count} vTPMs in turn", in_turn, bed, guest, turns)
-        bed.record("vtpm-detach while a command runs, and the device stays open", while_running, bed, guest, vtpms[1], 1)
+        bed.record(
+            "vtpm-detach while a command runs, and the device stays open",
+            while_running,
+            bed,
+            guest,
+            vtpms[1],
+            1,
+        )
         # The one that is open has the number.
         bed.record("vtpm-attach while the old device is open", again, bed, guest, vtpms[1], "tpm1")
         guest.must("touch /run/running.stop")
-        bed.record("vtpm-detach, and the old device is closed", toolstack.detach, bed, guest, vtpms[1].uuid, 0)
+        bed.record(
+            "vtpm-detach, and the old device is closed",
+            toolstack.detach,
+            bed,
+            guest,
+            vtpms[1].uuid,
+            0,
+        )
         bed.record("vtpm-detach while a command runs", while_running, bed, guest, vtpms[0], 0)
         bed.record("vtpm-attach again", again, bed, guest, vtpms[0], "tpm0")
         bed.record("nothing is left", lambda: guest_resources.same(before, guest))

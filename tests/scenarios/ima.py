@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel with the driver built in: IMA, keys and the random number generator have a TPM from the start."""
+"""A kernel with the driver built in: IMA, keys and the random number generator have a TPM from the
+start."""
 
 from testbed.guest_checks import IMA_FROM_THE_START, IMA_POLICY
 
@@ -23,5 +24,7 @@ def run(bed, load="ima_load_500"):
         bed.checks(guest, *IMA_FROM_THE_START)
         bed.checks(guest, load, "ima_violation", "ima_custom_policy", "ima_evmctl", limit=600)
     # Whatever is to be probed while the boot goes on, a TPM is not.
-    with bed.guest("pvh", [hvm], options=f"{IMA_POLICY} driver_async_probe=*", type="'pvh'") as guest:
+    with bed.guest(
+        "pvh", [hvm], options=f"{IMA_POLICY} driver_async_probe=*", type="'pvh'"
+    ) as guest:
         bed.checks(guest, *IMA_FROM_THE_START)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver built in, and a backend that connects 1, 5 and 30 s late, or not: up to 10 s the kernel waits for it."""
+"""The driver built in, and a backend that connects 1, 5 and 30 s late, or not: up to 10 s the
+kernel waits for it."""
 
 from testbed.guest import Guest
 from testbed.guest_checks import IMA_POLICY
@@ -7,7 +8,8 @@ from testbed.guest_checks import IMA_POLICY
 SETS = ("deep", "intree")
 KERNEL = "intree"
 
-# When the guest has offered its page, the backend, which was stopped before the guest ran, sleeps on for a while.
+# When the guest has offered its page, the backend, which was stopped before the guest ran, sleeps
+# on for a while.
 LATE = """
 daemon=$(cat /run/xen-vtpmd.pid)
 kill -STOP $daemon
@@ -20,7 +22,12 @@ IN_TIME = ("ima_has_a_tpm", "ima_boot_aggregate", "ima_replay")
 
 def late(bed, vtpm, seconds, *checks):
     """A guest whose backend is late."""
-    guest = Guest(bed.machine, f"late{seconds}", [vtpm], options=f"bed.tpms={vtpm.version} initcall_debug {IMA_POLICY}")
+    guest = Guest(
+        bed.machine,
+        f"late{seconds}",
+        [vtpm],
+        options=f"bed.tpms={vtpm.version} initcall_debug {IMA_POLICY}",
+    )
     late_by = LATE.format(name=guest.name, seconds=seconds)
     bed.record(f"{guest.name}: starts", guest.start, lambda: bed.machine.must(late_by))
     bed.checks(guest, *checks, "kernel_log")

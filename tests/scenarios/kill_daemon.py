@@ -20,7 +20,8 @@ VARIANTS = {"50": {"sets": ("deep",), "plan": FIFTY, "version": "2.0", "pause": 
 
 STATE = "/var/lib/xen-vtpmd"
 ATTACH_LIMIT = 15
-# A new TPM's key takes more than the toolstack's 10 s where its primes are found late: the next try finds it made.
+# A new TPM's key takes more than the toolstack's 10 s where its primes are found late: the next try
+# finds it made.
 KEY_LIMIT = 60
 
 
@@ -36,13 +37,18 @@ def kill_daemon(bed, guests, chance, _):
     time.sleep(chance.uniform(0, 1.5))
     bed.stop_backend("kill -9 $pid")
     if chance.random() < 0.3:
-        bed.machine.must(f"xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & sleep {chance.uniform(0, 0.6):.2f}; kill -9 $!")
+        bed.machine.must(
+            f"xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & sleep {chance.uniform(0, 0.6):.2f}; kill"
+            " -9 $!"
+        )
     bed.start_backend()
     for guest in guests:
         ledger.progress(guest)
     after = bed.machine.must("pidof swtpm").split()
     if sorted(before) != sorted(after):
-        raise Failure(f"swtpm had the pids {before} before, and {after} after the daemon was killed")
+        raise Failure(
+            f"swtpm had the pids {before} before, and {after} after the daemon was killed"
+        )
     return str({guest.name: ledger.read(guest)[1] for guest in guests})
 
 
@@ -89,7 +95,10 @@ def kill_at_first_start(bed, guest, chance, _):
     machine, vtpm = bed.machine, Vtpm(bed.vtpm().uuid)
     victim = chance.choice(["xen-vtpmd", "swtpm_setup", "swtpm"])
     before = set(machine.run("pidof swtpm")[1].split())
-    machine.must(f"(timeout 30 xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0; echo done) >/run/attach 2>&1 &")
+    machine.must(
+        f"(timeout 30 xl vtpm-attach {guest.name} uuid={vtpm.uuid} backend=0; echo done)"
+        " >/run/attach 2>&1 &"
+    )
     time.sleep(chance.uniform(0, 2.5))
     if victim == "xen-vtpmd":
         bed.stop_backend("kill -9 $pid")
@@ -109,10 +118,22 @@ def kill_at_first_start(bed, guest, chance, _):
             detach(machine, guest, vtpm)
         return code == 0
 
-    wait.until(attached, KEY_LIMIT, lambda: f"{victim} was killed, and the vTPM does not start: "
-               f"{backend_resources.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}", pause=1)
+    wait.until(
+        attached,
+        KEY_LIMIT,
+        lambda: (
+            f"{victim} was killed, and the vTPM does not start: "
+            f"{backend_resources.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}"
+        ),
+        pause=1,
+    )
     seconds = time.monotonic() - start
-    must_be(machine, f"xl vtpm-list {guest.name} | grep {vtpm.uuid} | tr -s ' ' | cut -d' ' -f5", "4", 20)
+    must_be(
+        machine,
+        f"xl vtpm-list {guest.name} | grep {vtpm.uuid} | tr -s ' ' | cut -d' ' -f5",
+        "4",
+        20,
+    )
     detach(machine, guest, vtpm)
     return f"{victim} killed, attached again after {seconds:.1f} s"
 
@@ -126,8 +147,9 @@ def nothing_left(bed, idle):
 
 
 def run(bed, plan=FEW, version="1.2", pause=0.1):
-    """Kills as `plan` says, how often in which way, in an order and at moments that the seed decides. `version` is
-    that of the TPM that comes back at once; the guests work with a `pause` after each round, in seconds."""
+    """Kills as `plan` says, how often in which way, in an order and at moments that the seed
+    decides. `version` is that of the TPM that comes back at once; the guests work with a `pause`
+    after each round, in seconds."""
     seed = int(os.environ.get("SEED") or time.time())
     chance = random.Random(seed)
     kinds = [kind for kind, count in plan.items() for _ in range(count)]
@@ -137,7 +159,11 @@ def run(bed, plan=FEW, version="1.2", pause=0.1):
     idle = backend_resources.holdings(bed.machine)
     with bed.guest("closed", vtpms[:1]) as closed, bed.guest("restart", vtpms[1:]) as restart:
         for guest in (closed, restart):
-            bed.checks(guest, "module_loads", *(["ledger_counter"] if guest.vtpms[0].version == "2.0" else []))
+            bed.checks(
+                guest,
+                "module_loads",
+                *(["ledger_counter"] if guest.vtpms[0].version == "2.0" else []),
+            )
         before = guest_resources.take(restart)
         bed.record("the instruments measure", backend_resources.measures, bed.machine, 2)
         for guest in (closed, restart):
@@ -147,7 +173,9 @@ def run(bed, plan=FEW, version="1.2", pause=0.1):
                 "closed": (kill_closed, closed), "first start": (kill_at_first_start, restart)}
         for number, kind in enumerate(kinds, 1):
             function, whom = ways[kind]
-            if not bed.record(f"kill {number} of {len(kinds)}: {kind}", function, bed, whom, chance, pause):
+            if not bed.record(
+                f"kill {number} of {len(kinds)}: {kind}", function, bed, whom, chance, pause
+            ):
                 raise Failure(f"SEED={seed} repeats this")
         bed.record(f"nothing is lost (SEED={seed})", ledger.ends_well, (closed, restart))
         # This one has lived through all of it.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A live migration is refused, and the guest goes on with its TPM: the new domain would need it while the old one has it."""
+"""A live migration is refused, and the guest goes on with its TPM: the new domain would need it
+while the old one has it."""
 
 from testbed.guest import Guest
 from testbed.report import Failure
@@ -18,7 +19,9 @@ def migrate(bed, guest):
     if code == 0 or "resuming at sender" not in output:
         raise Failure(f"xl migrate ended with {code}: {output[-2000:]}")
     machine.must(f"grep -q '{REASON}' /host/xen-vtpmd.log")
-    left = machine.must("xenstore-list /local/domain/0/backend/vtpm; xl list | awk 'NR > 2 { print $1 }'").split()
+    left = machine.must(
+        "xenstore-list /local/domain/0/backend/vtpm; xl list | awk 'NR > 2 { print $1 }'"
+    ).split()
     if left != ["1", guest.name]:
         raise Failure(f"backends and guests are {left}")
     return output.strip().splitlines()[-1]
@@ -28,7 +31,14 @@ def run(bed):
     """A PVH guest: Xen as Debian builds it migrates no PV guest."""
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm])
-    guest = Guest(bed.machine, "migrating", [vtpm], memory=400, type="'pvh'", options="bed.driver=rust bed.tpms=2.0")
+    guest = Guest(
+        bed.machine,
+        "migrating",
+        [vtpm],
+        memory=400,
+        type="'pvh'",
+        options="bed.driver=rust bed.tpms=2.0",
+    )
     guest.start()
     bed.checks(guest, "module_loads", "save_prepare", "save_goes_on")
     bed.record("xl migrate fails", migrate, bed, guest)

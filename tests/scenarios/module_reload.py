@@ -8,14 +8,16 @@ SETS = ("test", "compare")
 ALONE = True
 VARIANTS = {"deep": {"sets": ("deep",), "count": 100}}
 
-# The debug kernel is for what a turn leaves behind or does wrong; the race is the stock kernel's to find.
+# The debug kernel is for what a turn leaves behind or does wrong; the race is the stock kernel's to
+# find.
 ON_DEBUG = 5
 
 STATE = "/local/domain/$(xl domid {name})/device/vtpm/0/state"
 
 
 def cycles(bed, guest, count):
-    """Unloads and loads. Each time the device is as it is after boot: then xenbus can lose it (race T2)."""
+    """Unloads and loads. Each time the device is as it is after boot: then xenbus can lose it (race
+    T2)."""
     folder = bed.machine.must(f"echo {STATE.format(name=guest.name)}").strip()
     for number in range(1, count + 1):
         for script in ("unload", "load_fresh"):

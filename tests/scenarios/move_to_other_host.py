@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest moves to another host with its TPM: saved and exported on the one, imported and restored on the other."""
+"""A guest moves to another host with its TPM: saved and exported on the one, imported and restored
+on the other."""
 
 import os
 import re
@@ -27,16 +28,24 @@ def must_refuse(machine, command, pattern):
 def in_use(bed, vtpm):
     """A vTPM that a guest has is not exported, and nothing is written."""
     machine = bed.machine
-    said = must_refuse(machine, f"xen-vtpmd export {vtpm.uuid} /host/{EXPORTED}", "in use by process [0-9]+ on host")
+    said = must_refuse(
+        machine,
+        f"xen-vtpmd export {vtpm.uuid} /host/{EXPORTED}",
+        "in use by process [0-9]+ on host",
+    )
     machine.must(f"[ -e {STATE}/{vtpm.uuid}/tpm2-00.permall ] && [ ! -e /host/{EXPORTED} ]")
     return said
 
 
 def used_elsewhere(bed, vtpm):
-    """On shared storage another host has the state, and says so in the lock's file: xl create fails, with that."""
+    """On shared storage another host has the state, and says so in the lock's file: xl create
+    fails, with that."""
     machine, lock = bed.machine, f"{STATE}/{vtpm.uuid}.lock"
-    machine.must(f"echo process 4711 on host elsewhere >{lock}; (flock 9; exec sleep 600) 9>>{lock} & "
-                 f"echo $! >/run/elsewhere.pid; while flock -n {lock} true; do sleep 0.1; done", 20)
+    machine.must(
+        f"echo process 4711 on host elsewhere >{lock}; (flock 9; exec sleep 600) 9>>{lock} & "
+        f"echo $! >/run/elsewhere.pid; while flock -n {lock} true; do sleep 0.1; done",
+        20,
+    )
     try:
         return refused(bed, vtpm, "in use by process 4711 on host elsewhere")
     finally:
@@ -46,12 +55,15 @@ def used_elsewhere(bed, vtpm):
 def leave(bed, guest):
     """Saves and exports; nothing of the vTPM stays."""
     machine, uuid = bed.machine, guest.vtpms[0].uuid
-    # Through a pipe: another domain's pages cannot be written to the shared folder directly, and that folder
-    # is slow unless much is written at once.
+    # Through a pipe: another domain's pages cannot be written to the shared folder directly, and
+    # that folder is slow unless much is written at once.
     machine.must(f"mkfifo /run/pipe; dd if=/run/pipe of=/host/{SAVED} bs=1M iflag=fullblock & "
                  f"xl save {guest.name} /run/pipe && wait", 240)
     machine.must(f"xen-vtpmd export {uuid} /host/{EXPORTED}")
-    left = machine.must(f"ls -A {STATE} | grep {uuid} | grep -v lock; ls /run/xen-vtpmd | grep {uuid}; pidof swtpm || :")
+    left = machine.must(
+        f"ls -A {STATE} | grep {uuid} | grep -v lock; ls /run/xen-vtpmd | grep {uuid}; pidof swtpm"
+        " || :"
+    )
     if left.strip():
         raise Failure(f"there is still {left}")
     return must_refuse(machine, f"xen-vtpmd export {uuid} /host/again", f"{uuid} has no state here")
@@ -63,8 +75,12 @@ def arrive(other, guest):
     found = machine.must(f"xen-vtpmd import /host/{EXPORTED}").strip()
     if found != uuid:
         raise Failure(f"{found} was imported, not {uuid}")
-    said = must_refuse(machine, f"xen-vtpmd import /host/{EXPORTED}", f"{uuid} has a state here already")
-    machine.must(f"mkfifo /run/pipe; dd if=/host/{SAVED} of=/run/pipe bs=1M & xl restore /run/pipe", 240)
+    said = must_refuse(
+        machine, f"xen-vtpmd import /host/{EXPORTED}", f"{uuid} has a state here already"
+    )
+    machine.must(
+        f"mkfifo /run/pipe; dd if=/host/{SAVED} of=/run/pipe bs=1M & xl restore /run/pipe", 240
+    )
     guest.attach()
     return said
 

@@ -14,5 +14,14 @@ def run(bed):
     with bed.guest("tpm12", vtpms[:1]) as guest:
         bed.checks(guest, *guest_checks.LOAD, *guest_checks.TPM12)
     with bed.guest("tpm20", vtpms[1:]) as guest:
-        bed.checks(guest, *guest_checks.LOAD, "tpm20_is_found", "tpm2_getcap", "tpm2_pcrextend", "hwrng",
-                   "tpm20_cancel_while_a_key_is_made", *guest_checks.COMMON, "reload_5")
+        bed.checks(
+            guest,
+            *guest_checks.LOAD,
+            "tpm20_is_found",
+            "tpm2_getcap",
+            "tpm2_pcrextend",
+            "hwrng",
+            "tpm20_cancel_while_a_key_is_made",
+            *guest_checks.COMMON,
+            "reload_5"
+        )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The Debian package in a dom0 with systemd: the README's commands, restart, upgrade, removal, purge."""
+"""The Debian package in a dom0 with systemd: the README's commands, restart, upgrade, removal,
+purge."""
 
 import contextlib
 import json
@@ -113,7 +114,8 @@ def confined(bed):
 
 
 def keeps(bed, guest, what):
-    """Something is done to the daemon: another one serves the guest, by the same swtpm with the same PCRs."""
+    """Something is done to the daemon: another one serves the guest, by the same swtpm with the
+    same PCRs."""
     before, pcrs = [*show(bed, "MainPID"), swtpm_status(bed)[0]], guest.must("tpm2_pcrread sha256:16")
     bed.machine.must(what, 180)
 
@@ -129,7 +131,8 @@ def keeps(bed, guest, what):
 
 
 def certified(bed):
-    """State with certificates, which many libraries and a program in Python take part in, is made in the sandbox."""
+    """State with certificates, which many libraries and a program in Python take part in, is made
+    in the sandbox."""
     bed.machine.must("sed -i 's/^#certificates = .*/certificates = true/' /etc/xen-vtpmd.toml && xen-vtpmd check-config && "
                      f"systemctl restart {UNIT}")
     start = time.monotonic()
@@ -212,7 +215,8 @@ def run(bed):
 def steps(bed, package):
     """What happens in that dom0."""
     dom0, domu = readme()
-    # What the README's reader has already. xl maps these files, which takes long from the shared folder.
+    # What the README's reader has already. xl maps these files, which takes long from the shared
+    # folder.
     bed.machine.must("cp -r /host/boot /run")
     guest = Guest(bed.machine, "guest", kernel="'/run/boot/vmlinux'", ramdisk="'/run/boot/guest.cpio'",
                   options="bed.driver=rust bed.tpms=2.0")

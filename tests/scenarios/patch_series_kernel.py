@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel with the patch series in it: its unit tests pass there, and IMA has its TPM as with the project's source."""
+"""A kernel with the patch series in it: its unit tests pass there, and IMA has its TPM as with the
+project's source."""
 
 from tools.series import generate
 from testbed.guest_checks import IMA_FROM_THE_START, IMA_POLICY

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""There is a data race, in a module of Rust and then in the driver itself: the kernel that looks for races reports it."""
+"""There is a data race, in a module of Rust and then in the driver itself: the kernel that looks
+for races reports it."""
 
 from testbed import mutations
 from testbed.report import Failure
@@ -30,9 +31,14 @@ def reported(guest, work, wanted):
 def run(bed):
     """The guests are thrown away."""
     vtpm = bed.vtpm("2.0")
-    bed.boot([vtpm], guest_files={"/seeded/plain-counters.ko": mutations.build_module(bed.guest_kernel, PATCH)})
-    for name, vtpms, work, wanted in (("module", [], "modprobe races; sleep 5; rmmod races", "races_add"),
-                                      ("driver", [vtpm], WORK, "xen_tpmfront")):
+    bed.boot(
+        [vtpm],
+        guest_files={"/seeded/plain-counters.ko": mutations.build_module(bed.guest_kernel, PATCH)},
+    )
+    for name, vtpms, work, wanted in (
+        ("module", [], "modprobe races; sleep 5; rmmod races", "races_add"),
+        ("driver", [vtpm], WORK, "xen_tpmfront"),
+    ):
         guest = bed.new_guest(name, vtpms)
         guest.start()
         bed.record(f"races: {name}", reported, guest, work, wanted)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""All that a VM lives through, in an order that a seed decides, while its guest extends a PCR and follows it: what
-succeeded counts once, what failed at most once, and nothing hangs."""
+"""All that a VM lives through, in an order that a seed decides, while its guest extends a PCR and
+follows it: what succeeded counts once, what failed at most once, and nothing hangs."""
 
 import os
 import random
@@ -29,8 +29,11 @@ def checkpoint(bed, guest, _):
 def failed_save(bed, guest, chance):
     """A save that fails when a part is written: xl lets the guest go on."""
     size = chance.randint(1, 64)
-    code, output = bed.machine.run(f"rm -f /run/pipe; mkfifo /run/pipe; head -c {size}M </run/pipe >/dev/null & "
-                                   f"xl save {guest.name} /run/pipe", 120)
+    code, output = bed.machine.run(
+        f"rm -f /run/pipe; mkfifo /run/pipe; head -c {size}M </run/pipe >/dev/null & "
+        f"xl save {guest.name} /run/pipe",
+        120,
+    )
     if code == 0:
         raise Failure(f"xl save to a pipe that nobody reads succeeds: {output}")
     return f"after {size} MiB"
@@ -53,13 +56,23 @@ def attached_again(bed, guest, chance):
 
 def bound_again(_, guest, chance):
     """Unbound, and bound some time later."""
-    in_guest(guest, "echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind; "
-                    f"sleep {chance.uniform(0.3, 3):.1f}; echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind")
+    in_guest(
+        guest,
+        "echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind; "
+        f"sleep {chance.uniform(0.3, 3):.1f}; echo vtpm-0 >/sys/bus/xen/drivers/vtpm/bind",
+    )
 
 
-# What happens, how often the guest has to open the TPM anew, and how often its PCRs are reset by that.
-EVENTS = {saved_and_restored: (0, 0), checkpoint: (0, 0), failed_save: (0, 0), daemon_killed: (0, 0),
-          attached_again: (1, 1), bound_again: (1, 0)}
+# What happens, how often the guest has to open the TPM anew, and how often its PCRs are reset by
+# that.
+EVENTS = {
+    saved_and_restored: (0, 0),
+    checkpoint: (0, 0),
+    failed_save: (0, 0),
+    daemon_killed: (0, 0),
+    attached_again: (1, 1),
+    bound_again: (1, 0),
+}
 
 
 def counts(guest):
@@ -101,7 +114,8 @@ VARIANTS = {"deep": {"sets": ("deep",), "events": for_long, "pause": 0}}
 
 
 def run(bed, events=each_once, pause=0.05):
-    """Goes through the events that `events` makes of random numbers, one by one. SEED= repeats their order."""
+    """Goes through the events that `events` makes of random numbers, one by one. SEED= repeats
+    their order."""
     seed = int(os.environ.get("SEED") or time.time())
     print(f"    SEED={seed} repeats the order of events", flush=True)
     chance = random.Random(seed)
@@ -113,7 +127,9 @@ def run(bed, events=each_once, pause=0.05):
         ledger.start(guest, "restart", pause)
         ledger.says(guest, "working")
         for number, event in enumerate(events(chance), 1):
-            if bed.record(f"event {number}: {event.__name__}", lives_through, bed, guest, event, chance):
+            if bed.record(
+                f"event {number}: {event.__name__}", lives_through, bed, guest, event, chance
+            ):
                 continue
             if bed.driver != "c":
                 raise Failure(f"SEED={seed} repeats this")

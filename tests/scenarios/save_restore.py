@@ -22,7 +22,8 @@ def restore_with(bed, guest, other):
 
 
 def commands(bed, guest):
-    """What becomes of commands: none fails, but for one that runs when the guest is saved to be restored."""
+    """What becomes of commands: none fails, but for one that runs when the guest is saved to be
+    restored."""
     bed.checks(guest, "saved_work")
     bed.record("save under load: save_and_restore", save_and_restore, bed, guest)
     bed.checks(guest, "saved_without_a_failure")
@@ -32,7 +33,8 @@ def commands(bed, guest):
 
 
 def run(bed):
-    """Restored, then checkpointed and going on; and after a checkpoint not restored but destroyed."""
+    """Restored, then checkpointed and going on; and after a checkpoint not restored but
+    destroyed."""
     vtpm, other = bed.vtpm("2.0"), bed.vtpm("2.0")
     bed.boot([vtpm, other], dom0_memory=1792)
     with bed.guest("save", [vtpm], memory=400) as guest:

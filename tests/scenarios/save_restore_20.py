@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest is saved and restored twenty times with its TPM: each time it is the same device, and nothing is left over."""
+"""A guest is saved and restored twenty times with its TPM: each time it is the same device, and
+nothing is left over."""
 
 from testbed import guest_resources
 from testbed.toolstack import save_and_restore

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest that goes down, or parts with its TPM, while the backend is silent; and that tells the TPM where it can."""
+"""A guest that goes down, or parts with its TPM, while the backend is silent; and that tells the
+TPM where it can."""
 
 import time
 
@@ -7,7 +8,8 @@ from testbed import wait
 
 SETS = ("test", "debug")
 
-# One second for last words, and what the bed needs to go down. A command that is waited for takes a minute.
+# One second for last words, and what the bed needs to go down. A command that is waited for takes a
+# minute.
 LIMIT = 15
 
 

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Others than ours at the ends: the stock C driver as frontend, and oxenstored in xenstored's place."""
+"""Others than ours at the ends: the stock C driver as frontend, and oxenstored in xenstored's
+place."""
 
 from testbed import toolstack
 
 SETS = ("test",)
 
-CHECKS = ("stock_driver", "tpm12_is_found", "sysfs_pubek", "sysfs_pcrs", "tpm12_pcr_extend", "busy_device",
-          "tpm_takeownership", "tpm_sealdata")
+CHECKS = (
+    "stock_driver",
+    "tpm12_is_found",
+    "sysfs_pubek",
+    "sysfs_pcrs",
+    "tpm12_pcr_extend",
+    "busy_device",
+    "tpm_takeownership",
+    "tpm_sealdata",
+)
 
 
 def run(bed):

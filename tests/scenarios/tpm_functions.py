@@ -9,13 +9,14 @@ SETS = ("test", "compare")
 
 # The daemon's own processor time, as a part of swtpm's.
 OWN_SHARE = 0.1
-# How long a domain runs before another may run in its place, in us. Dom0's kernel counts as the daemon's what a
-# guest does with the processor as soon as the daemon has notified it.
+# How long a domain runs before another may run in its place, in us. Dom0's kernel counts as the
+# daemon's what a guest does with the processor as soon as the daemon has notified it.
 PREEMPT = "xl sched-credit2 -s -p Pool-0 -r {}"
 
 
 def own_share(before, after):
-    """The daemon takes little processor time beside a swtpm that has something to do, as keys to make."""
+    """The daemon takes little processor time beside a swtpm that has something to do, as keys to
+    make."""
     share, numbers = backend_resources.share(before, after)
     if share > OWN_SHARE:
         raise Failure(f"the daemon takes too much: {numbers}")
@@ -36,7 +37,12 @@ def run(bed):
         bed.machine.must(PREEMPT.format(100000))
         before = backend_resources.counters(bed.machine, guest)
         bed.checks(guest, *SELFTESTS, limit=240)
-        bed.record("the daemon's share of the time", own_share, before, backend_resources.counters(bed.machine, guest))
+        bed.record(
+            "the daemon's share of the time",
+            own_share,
+            before,
+            backend_resources.counters(bed.machine, guest),
+        )
         bed.machine.must(PREEMPT.format(1000))
     with bed.guest("two", pair) as guest:
         bed.checks(guest, "module_loads", "two_vtpms")

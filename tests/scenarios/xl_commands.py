@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What xl can do to a guest with vTPMs: attach, detach, reboot, destroy; and starts that have to fail."""
+"""What xl can do to a guest with vTPMs: attach, detach, reboot, destroy; and starts that have to
+fail."""
 
 import time
 
@@ -44,7 +45,8 @@ def destroyed(bed, guest):
 
 
 def no_protocol(bed, guest):
-    """A guest that does not say feature-protocol-v2 is refused with a reason. Dom0 writes what such a guest would."""
+    """A guest that does not say feature-protocol-v2 is refused with a reason. Dom0 writes what such
+    a guest would."""
     domid = bed.machine.must(f"xl domid {guest.name}").strip()
     front, back = f"/local/domain/{domid}/device/vtpm/0", f"{BASE}/{domid}/0"
     bed.machine.must(f"xenstore-write {front}/ring-ref 8 {front}/event-channel 1 {front}/state 3")
@@ -55,7 +57,10 @@ def no_protocol(bed, guest):
     # It closes, and may try again: then as a new one.
     bed.machine.must(f"xenstore-write {front}/state 6")
     must_be(bed.machine, f"xenstore-read {back}/state", "2")
-    bed.machine.must(f"xenstore-rm {front}/ring-ref; xenstore-rm {front}/event-channel; xenstore-write {front}/state 1")
+    bed.machine.must(
+        f"xenstore-rm {front}/ring-ref; xenstore-rm {front}/event-channel; xenstore-write"
+        f" {front}/state 1"
+    )
     return reason
 
 

@@ -32,9 +32,22 @@ IDLE_COUNTS = (0, 7, 50)
 # So many files are read where IMA measures each.
 MEASUREMENTS = 2000
 # What the plot shows, in this order.
-PANELS = {("null", bench.SHORTEST.name): "a backend that answers at once, the shortest command",
-          ("swtpm-2.0", "GetRandom"): "swtpm 2.0, GetRandom", ("swtpm-1.2", "PCRRead"): "swtpm 1.2, PCRRead"}
-COLUMNS = ("backend", "command", "driver", "samples", "median_us", "p95_us", "p99_us", "ratio_to_floor", "speedup_vs_c")
+PANELS = {
+    ("null", bench.SHORTEST.name): "a backend that answers at once, the shortest command",
+    ("swtpm-2.0", "GetRandom"): "swtpm 2.0, GetRandom",
+    ("swtpm-1.2", "PCRRead"): "swtpm 1.2, PCRRead",
+}
+COLUMNS = (
+    "backend",
+    "command",
+    "driver",
+    "samples",
+    "median_us",
+    "p95_us",
+    "p99_us",
+    "ratio_to_floor",
+    "speedup_vs_c",
+)
 
 
 class Results:
@@ -48,11 +61,20 @@ class Results:
         middle = {driver: median(values) for driver, values in samples.items()}
         for driver in DRIVERS:
             parts = quantiles(samples[driver], n=100, method="inclusive")
-            self.rows.append({
-                "mode": mode, "driver": driver, "backend": backend, "command": command, "samples": len(samples[driver]),
-                "median_us": round(middle[driver], 1), "p95_us": round(parts[94], 1), "p99_us": round(parts[98], 1),
-                "ratio_to_floor": round(middle[driver] / middle["floor"], 3),
-                "speedup_vs_c": round(middle["c"] / middle[driver], 2)})
+            self.rows.append(
+                {
+                    "mode": mode,
+                    "driver": driver,
+                    "backend": backend,
+                    "command": command,
+                    "samples": len(samples[driver]),
+                    "median_us": round(middle[driver], 1),
+                    "p95_us": round(parts[94], 1),
+                    "p99_us": round(parts[98], 1),
+                    "ratio_to_floor": round(middle[driver] / middle["floor"], 3),
+                    "speedup_vs_c": round(middle["c"] / middle[driver], 2),
+                }
+            )
         self.samples[mode, backend, command] = samples
 
     def note(self, mode, what, value):
@@ -63,7 +85,10 @@ class Results:
     def table(self, mode):
         """The rows of a mode in Markdown. In real time the ratios alone say something."""
         names = [name for name in COLUMNS if mode == "icount" or not name.endswith("_us")]
-        lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + " --- |" * len(names)]
+        lines = [
+            "| " + " | ".join(name.replace("_", " ") for name in names) + " |",
+            "|" + " --- |" * len(names),
+        ]
         for row in self.rows:
             if row["mode"] == mode:
                 lines.append("| " + " | ".join(str(row[name]) for name in names) + " |")
@@ -72,9 +97,17 @@ class Results:
     def write(self, kernel):
         """Writes the files, and prints the tables."""
         os.makedirs(TARGET, exist_ok=True)
-        for name, content in (("latency", {"rows": self.rows}), ("others", {"figures": self.others}),
-                              ("samples", [{"mode": mode, "backend": backend, "command": command, **samples}
-                                           for (mode, backend, command), samples in self.samples.items()])):
+        for name, content in (
+            ("latency", {"rows": self.rows}),
+            ("others", {"figures": self.others}),
+            (
+                "samples",
+                [
+                    {"mode": mode, "backend": backend, "command": command, **samples}
+                    for (mode, backend, command), samples in self.samples.items()
+                ],
+            ),
+        ):
             with open(f"{TARGET}/{name}.json", "w", encoding="utf-8") as file:
                 json.dump(content, file, indent=1)
                 file.write("\n")
@@ -85,8 +118,11 @@ class Results:
             about = f"{today}, Linux {kernel.release}, QEMU with emulated time (icount); make bench"
             with open(f"{TARGET}/latency.svg", "w", encoding="utf-8") as file:
                 file.write(plot.draw("How long a TPM command takes in a Xen guest", about, panels))
-        text = "\n\n".join(f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}" for mode in PARTS[:2]
-                           if any(row["mode"] == mode for row in self.rows))
+        text = "\n\n".join(
+            f"{mode}, {today}, Linux {kernel.release}\n\n{self.table(mode)}"
+            for mode in PARTS[:2]
+            if any(row["mode"] == mode for row in self.rows)
+        )
         with open(f"{TARGET}/latency.md", "w", encoding="utf-8") as file:
             file.write(text + "\n")
         print(text)
@@ -121,25 +157,41 @@ def _swtpm(bed, vtpms, mode, rounds, results):
         for command in commands:
             before = bench.status(bed)
             results.add(mode, f"swtpm-{version}", command.name, measured.times(command, rounds))
-            results.note(mode, f"swtpm {version}, {command.name}: the daemon's time", bench.own_share(before, bench.status(bed)))
+            results.note(
+                mode,
+                f"swtpm {version}, {command.name}: the daemon's time",
+                bench.own_share(before, bench.status(bed)),
+            )
         row = measured.row(bench.SWTPM[version][-1], max(1000, rounds))
-        results.note(mode, f"swtpm {version}: 1,000 extends in a row, ms", {name: round(ms) for name, ms in row.items()})
+        results.note(
+            mode,
+            f"swtpm {version}: 1,000 extends in a row, ms",
+            {name: round(ms) for name, ms in row.items()},
+        )
     measured.guest.shutdown()
 
 
 def _scale(bed, results, seconds=5):
     """Guests at once, vTPMs that do nothing, and what a vTPM needs of dom0's memory."""
     vtpms = [bed.vtpm("2.0") for _ in range(bench_many.GUESTS)]
-    idle = [Vtpm(bench_many.UUID % (bench_many.IDLE_DOMAINS + number), "2.0") for number in range(max(IDLE_COUNTS))]
+    idle = [
+        Vtpm(bench_many.UUID % (bench_many.IDLE_DOMAINS + number), "2.0")
+        for number in range(max(IDLE_COUNTS))
+    ]
     bed.boot(vtpms + idle, dom0_memory=2048, memory=7168, icount=SEED, **bench.files())
     note = functools.partial(results.note, "icount")
     note("daemon's memory without a vTPM, kB", bench_many.memory_kb(bed, "xen-vtpmd"))
     guests = [bench_many.start(bed, number, vtpm) for number, vtpm in enumerate(vtpms)]
     note(f"daemon's memory with {len(guests)} guests, kB", bench_many.memory_kb(bed, "xen-vtpmd"))
     note("memory of each swtpm, kB", bench_many.memory_kb(bed, "swtpm"))
-    note("wake-ups in 60 s of nothing: daemon, driver's interrupt", bench_many.wake_ups(bed, guests[0], 60))
+    note(
+        "wake-ups in 60 s of nothing: daemon, driver's interrupt",
+        bench_many.wake_ups(bed, guests[0], 60),
+    )
     command = bench.SWTPM["2.0"][0]
-    for count, found in bench_many.together(bed, guests, command, seconds, "/run/xen-vtpmd.pid").items():
+    for count, found in bench_many.together(
+        bed, guests, command, seconds, "/run/xen-vtpmd.pid"
+    ).items():
         note(f"guests at once, swtpm 2.0, GetRandom: {count}", found)
     for guest in guests[1:]:
         guest.destroy()
@@ -148,7 +200,9 @@ def _scale(bed, results, seconds=5):
     guests[0].destroy()
     with bench_many.null_backend(bed):
         guests = [bench_many.start(bed, number, vtpm) for number, vtpm in enumerate(vtpms)]
-        for count, found in bench_many.together(bed, guests, bench.SHORTEST, seconds, "/run/null-backend.pid").items():
+        for count, found in bench_many.together(
+            bed, guests, bench.SHORTEST, seconds, "/run/null-backend.pid"
+        ).items():
             note(f"guests at once, null: {count}", found)
         for guest in guests:
             guest.destroy()
@@ -161,16 +215,27 @@ def _emulated(bed, results):
         state = f"{bed.work}.{device}"
         shutil.rmtree(state, ignore_errors=True)
         shutil.copytree(tpm_state(Vtpm("", "2.0")), state)
-        with EmulatedTpm(f"{bed.work}-{device}", bed.kernel.vmlinuz, initrd, device, state) as machine:
+        with EmulatedTpm(
+            f"{bed.work}-{device}", bed.kernel.vmlinuz, initrd, device, state
+        ) as machine:
             for command in bench.SWTPM["2.0"]:
-                results.note("realtime", f"{device} of QEMU without Xen, {command.name}", machine.cost(command))
+                results.note(
+                    "realtime",
+                    f"{device} of QEMU without Xen, {command.name}",
+                    machine.cost(command),
+                )
 
 
 def _ima(bed, c_kernel, results):
-    """What a measurement of IMA's costs with each driver built in, and without a TPM. The C driver never asks
-    whether a TPM is a 2.0, so that it is compared with a 1.2."""
+    """What a measurement of IMA's costs with each driver built in, and without a TPM. The C driver
+    never asks whether a TPM is a 2.0, so that it is compared with a 1.2."""
     own, other = "/boot/vmlinux", "/boot/vmlinux-c"
-    runs = {"ours, TPM 1.2": (own, "1.2"), "C, TPM 1.2": (other, "1.2"), "ours, TPM 2.0": (own, "2.0"), "no TPM": (own, None)}
+    runs = {
+        "ours, TPM 1.2": (own, "1.2"),
+        "C, TPM 1.2": (other, "1.2"),
+        "ours, TPM 2.0": (own, "2.0"),
+        "no TPM": (own, None),
+    }
     vtpms = {what: bed.vtpm(version) for what, (_, version) in runs.items() if version}
     bed.boot(vtpms.values(), icount=SEED, files={other: c_kernel.vmlinux})
     for what, (kernel, version) in runs.items():
@@ -178,16 +243,27 @@ def _ima(bed, c_kernel, results):
                       options=f"ima_policy=tcb bed.tpms={version or ''}")
         guest.start()
         has = "check_ima_has_" + ("a_tpm" if version else "none_of_a_module")
-        took = int(guest.must(f". /bed/lib.sh; . /bed/ima.sh; {has}; ima_files timed {MEASUREMENTS}", 1200))
-        results.note("icount", f"{MEASUREMENTS} measurements by IMA, ms: {what}", round(took / 1000))
+        took = int(
+            guest.must(f". /bed/lib.sh; . /bed/ima.sh; {has}; ima_files timed {MEASUREMENTS}", 1200)
+        )
+        results.note(
+            "icount", f"{MEASUREMENTS} measurements by IMA, ms: {what}", round(took / 1000)
+        )
         guest.shutdown()
 
 
 def _sizes(kernel, results):
     """What the modules take in memory."""
-    for name, path in (("ours", build.module_path(kernel)), ("the C driver", programs.bench_path("vtpm-c.ko"))):
+    for name, path in (
+        ("ours", build.module_path(kernel)),
+        ("the C driver", programs.bench_path("vtpm-c.ko")),
+    ):
         text, data, bss = output("size", path).splitlines()[1].split()[:3]
-        sections = dict(line.split()[:2] for line in output("size", "-A", path).splitlines() if line.startswith("."))
+        sections = dict(
+            line.split()[:2]
+            for line in output("size", "-A", path).splitlines()
+            if line.startswith(".")
+        )
         results.note("-", f"module, {name}", {"text": int(text), "data": int(data), "bss": int(bss),
                                               ".text": int(sections[".text"])})
 

@@ -16,10 +16,17 @@ from tools.steps import LOGS, TOP, logged
 MUST = {"XEN_VTPMD_MUST": "1"}
 CARGO = (
     ("cargo test", ["cargo", "test", "--workspace", "--", "--show-output"], MUST),
-    ("cargo clippy", ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], {}),
+    (
+        "cargo clippy",
+        ["cargo", "clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        {},
+    ),
     ("cargo fmt", ["cargo", "fmt", "--all", "--check", "--", "--color", "never"], {}),
-    ("cargo doc", ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"],
-     {"RUSTDOCFLAGS": "-D warnings"}),
+    (
+        "cargo doc",
+        ["cargo", "doc", "--workspace", "--no-deps", "--document-private-items"],
+        {"RUSTDOCFLAGS": "-D warnings"},
+    ),
 )
 DEEP = (
     ("tests that take long, and 10^7 steps of the backend's fuzzer",
@@ -50,21 +57,33 @@ def cargo(report, name, command, environment):
 
 
 def count_tests(report, name, text):
-    """How many tests ran, by what Cargo said with --show-output. One that says that it skipped something has not passed:
-    it is in the report by its name."""
-    passed = sum(int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE))
+    """How many tests ran, by what Cargo said with --show-output. One that says that it skipped
+    something has not passed: it is in the report by its name."""
+    passed = sum(
+        int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", text, re.MULTILINE)
+    )
     if not passed:
         raise Failure("cargo test ran no test")
-    skipped = re.findall(r"^---- (\S+) stdout ----\n(?:(?!---- |\n\n).*\n)*?.*SKIPPED:? *(.*)$", text, re.MULTILINE)
+    skipped = re.findall(
+        r"^---- (\S+) stdout ----\n(?:(?!---- |\n\n).*\n)*?.*SKIPPED:? *(.*)$", text, re.MULTILINE
+    )
     for test, why in skipped:
         report.add("host", f"{name}: {test}", "skip", 0, why)
     return f"{passed - len(skipped)} tests"
 
 
-# Which of the project's Python packages may import which. What is in nobody's list is imported by nobody.
-PACKAGES = {"tools": ("tools",), "testbed": ("tools", "testbed"), "scenarios": ("tools", "testbed"),
-            "suites": ("tools", "testbed", "suites"), "guest": (), "run": ("tools", "testbed", "suites", "demo"),
-            "demo": ("tools", "testbed"), "results": ("tools",)}
+# Which of the project's Python packages may import which. What is in nobody's list is imported by
+# nobody.
+PACKAGES = {
+    "tools": ("tools",),
+    "testbed": ("tools", "testbed"),
+    "scenarios": ("tools", "testbed"),
+    "suites": ("tools", "testbed", "suites"),
+    "guest": (),
+    "run": ("tools", "testbed", "suites", "demo"),
+    "demo": ("tools", "testbed"),
+    "results": ("tools",),
+}
 
 
 def imported(name):
@@ -76,7 +95,8 @@ def imported(name):
 
 
 def imports():
-    """Tools know no tests, the testbed knows no scenario and no suite, and a scenario knows no other one."""
+    """Tools know no tests, the testbed knows no scenario and no suite, and a scenario knows no
+    other one."""
     wrong, seen = [], 0
     for name in sources():
         if not name.endswith(".py") or not name.startswith(("tools/", "tests/")):
@@ -99,13 +119,20 @@ def as_ordinary_user():
     if missing := [name for name, paths in found.items() if not paths]:
         raise Failure(f"cargo test has built no {', '.join(missing)}")
     daemon = f"{cargo_environment()['CARGO_TARGET_DIR']}/debug/xen-vtpmd"
-    os.environ["XT_COPY"] = ":".join([daemon, *(path for paths in found.values() for path in paths)])
-    script = " && ".join(f"XEN_VTPMD_MUST=1 {path} --show-output {' '.join(ordinary.PROGRAMS[name])}"
-                         for name, paths in found.items() for path in paths)
+    os.environ["XT_COPY"] = ":".join(
+        [daemon, *(path for paths in found.values() for path in paths)]
+    )
+    script = " && ".join(
+        f"XEN_VTPMD_MUST=1 {path} --show-output {' '.join(ordinary.PROGRAMS[name])}"
+        for name, paths in found.items()
+        for path in paths
+    )
     code, said = ordinary.inside(script)
     if code:
         raise Failure(said[-4000:])
-    passed = [int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", said, re.MULTILINE)]
+    passed = [
+        int(number) for number in re.findall(r"^test result: ok\. (\d+) passed", said, re.MULTILINE)
+    ]
     if not any(passed) or re.search(r"SKIPPED: not root", said):
         raise Failure(said[-2000:])
     return f"{sum(passed)} tests"
@@ -113,7 +140,9 @@ def as_ordinary_user():
 
 def kernel_rustfmt(kernel):
     """The module's Rust is formatted as the kernel's is."""
-    files = [f"{TOP}/{name}" for name in sources() if name.startswith("src/") and name.endswith(".rs")]
+    files = [
+        f"{TOP}/{name}" for name in sources() if name.startswith("src/") and name.endswith(".rs")
+    ]
     if not files:
         raise Failure("no Rust file under src/")
     done = subprocess.run(["rustfmt", "--edition", "2021", "--check", "--config-path",
@@ -142,13 +171,21 @@ def unsafe_rooms():
 
 def lengths():
     """No file is too long to be read at once."""
-    none([f"{name}: {count} lines" for name in sources()
-          if (count := read(name).count("\n")) > LONGEST and not name.startswith(("LICENSES/", "COPYING", "Cargo.lock"))])
+    none(
+        [
+            f"{name}: {count} lines"
+            for name in sources()
+            if (count := read(name).count("\n")) > LONGEST
+            and not name.startswith(("LICENSES/", "COPYING", "Cargo.lock"))
+        ]
+    )
 
 
 def no_hosts():
     """No archive's host is named: it is the reader's machine that knows its own."""
-    word = re.compile(r"\b(deb|ftp|snapshot|security)\.debian\.org|\bmirror\.[a-z]|(static|index)\.crates\.io")
+    word = re.compile(
+        r"\b(deb|ftp|snapshot|security)\.debian\.org|\bmirror\.[a-z]|(static|index)\.crates\.io"
+    )
     none([f"{name}: {match[0]}" for name in sources()
           if name != "tests/suites/host.py" and (match := word.search(read(name)))])
 

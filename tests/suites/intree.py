@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Checks of the driver in a kernel tree: it builds there, built in and as a module, and never beside the C driver."""
+"""Checks of the driver in a kernel tree: it builds there, built in and as a module, and never
+beside the C driver."""
 
 from tools.kernels import configs, intree
 from testbed.report import Failure
@@ -23,7 +24,8 @@ def without_warnings(log, but=None):
 
 
 def built_in(stock):
-    """The whole kernel; where the cache has its objects only what is new is built, the driver among it."""
+    """The whole kernel; where the cache has its objects only what is new is built, the driver among
+    it."""
     kernel = intree.build_kernel(stock)
     without_warnings("intree.log")
     if " tpmfront" in output("nm", kernel.vmlinux):
@@ -47,13 +49,15 @@ def excludes(stock):
         lines = [f"CONFIG_{name}={value}" for name, value in zip(("TCG_XEN", intree.OPTION), asked)]
         found = intree.configured(stock, *lines)
         if found != wanted:
-            raise Failure(f"TCG_XEN, {intree.OPTION}: asked for {asked}, and got {found}, not {wanted}")
+            raise Failure(
+                f"TCG_XEN, {intree.OPTION}: asked for {asked}, and got {found}, not {wanted}"
+            )
     return f"{len(CHOICES)} choices"
 
 
 def objects(stock, corner, *source):
-    """What Rust has, the TPM's core and the driver under another configuration: built in and, where there are any, as a
-    module."""
+    """What Rust has, the TPM's core and the driver under another configuration: built in and, where
+    there are any, as a module."""
     with step(f"building the driver for {stock.series} under the configuration '{corner}'"), \
             configs.tree(stock, corner, *source) as kernel:
         configs.configure(kernel)
@@ -75,7 +79,13 @@ def has_driver(kernel, wanted):
 def run_corners(report, stock):
     """Configurations that no kernel of the bed has."""
     for name in ("small", "rt"):
-        report.check("intree", f"builds under the configuration '{name}' without a warning", objects, stock, name)
+        report.check(
+            "intree",
+            f"builds under the configuration '{name}' without a warning",
+            objects,
+            stock,
+            name,
+        )
 
 
 def run(report, stock):

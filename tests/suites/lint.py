@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Linters over the shell scripts, the Python and the documents, and the unit tests of the tools. Debian 13 has no ruff:
-flake8 is what it has."""
+"""Linters over the shell scripts, the Python and the documents, and the unit tests of the tools.
+Debian 13 has no ruff: flake8 is what it has."""
 
 import io
 import re
@@ -12,11 +12,17 @@ from testbed.report import Failure
 from tools.sources import read, sources
 from tools.steps import TOP
 
-# Tabs are in shell scripts within strings. A line break may stand before an operator or behind it.
-FLAKE8 = ("--max-line-length=130", "--extend-ignore=E101,W191,W503,W504")
+# Tabs are in shell scripts within strings. A space may stand before a colon, a line break may stand
+# before an operator or behind it.
+FLAKE8 = ("--max-line-length=130", "--extend-ignore=E101,E203,W191,W503,W504")
 # What one file sets for another that reads it: SC2034, SC2154.
-SHELLCHECK = ("--severity=warning", "--external-sources", "--source-path=SCRIPTDIR", "--exclude=SC2034,SC2154",
-              "--format=gcc")
+SHELLCHECK = (
+    "--severity=warning",
+    "--external-sources",
+    "--source-path=SCRIPTDIR",
+    "--exclude=SC2034,SC2154",
+    "--format=gcc",
+)
 SHELL = re.compile(r"#!.*\b(sh|bash)\b")
 SOURCED = re.compile(r".*\.(sh|postrm|prerm|postinst)$")
 
@@ -49,8 +55,11 @@ def documents():
     """docutils reads every document, and warns of nothing."""
     files, said = [name for name in sources() if name.endswith(".rst")], io.StringIO()
     for name in files:
-        core.publish_doctree(read(name), source_path=name,
-                             settings_overrides={"report_level": 2, "halt_level": 5, "warning_stream": said})
+        core.publish_doctree(
+            read(name),
+            source_path=name,
+            settings_overrides={"report_level": 2, "halt_level": 5, "warning_stream": said},
+        )
     if said.getvalue() or not files:
         raise Failure(said.getvalue().strip() or "no document")
     return f"{len(files)} documents"
@@ -58,8 +67,13 @@ def documents():
 
 def units():
     """The unit tests of what finds versions and of what writes the report, with made-up input."""
-    done = subprocess.run(["python3", "-m", "unittest", "discover", "-s", "tests/unit", "-t", "."], cwd=TOP,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["python3", "-m", "unittest", "discover", "-s", "tests/unit", "-t", "."],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     count = re.search(r"Ran (\d+) tests?", done.stderr)
     if done.returncode or not count or not int(count[1]):
         raise Failure(done.stderr[-4000:])

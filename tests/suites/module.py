@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Checks of the module's build: for every kernel, without warnings, installed where modprobe prefers it."""
+"""Checks of the module's build: for every kernel, without warnings, installed where modprobe
+prefers it."""
 
 import glob
 import os
@@ -12,7 +13,9 @@ from testbed.report import Failure, Skip
 from tools.steps import BUILD, JOBS, LOGS, TOP, logged, output
 from tools.sources import sources
 
-WARNING = re.compile(r"^(warning|error)\b|: (warning|error):|WARNING: modpost|undefined!", re.MULTILINE)
+WARNING = re.compile(
+    r"^(warning|error)\b|: (warning|error):|WARNING: modpost|undefined!", re.MULTILINE
+)
 # Debian's header trees cannot have these; they say nothing on our code.
 EXPECTED = re.compile(r"warning: the compiler differs|Skipping BTF generation", re.MULTILINE)
 FIELDS = {"name": r"xen_tpmfront|xen-tpmfront", "license": r"GPL", "alias": r"xen:vtpm",
@@ -40,12 +43,16 @@ def build(kernel):
 
 
 def build_with(kernel, what, option, ran):
-    """Builds apart from the other builds with an option; the log has to show that what it asks for `ran`."""
+    """Builds apart from the other builds with an option; the log has to show that what it asks for
+    `ran`."""
     folder = f"{BUILD}/{what}/{kernel.release}"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     log = f"{what}-{kernel.release}.log"
-    code = logged(["make", f"-j{JOBS}", "-C", kernel.build, f"M={TOP}", f"MO={folder}", option, "modules"], log)
+    code = logged(
+        ["make", f"-j{JOBS}", "-C", kernel.build, f"M={TOP}", f"MO={folder}", option, "modules"],
+        log,
+    )
     found = warnings(log)
     if code or found:
         raise Failure("\n".join(found) or f"code {code}: see build/log/{log}")
@@ -66,13 +73,31 @@ def rustdoc(kernel):
 
 def checkpatch(kernel):
     """The C files keep the kernel's style."""
-    files = [name for name in sources()
-             if name.startswith(("src/", "include/")) and name.endswith((".c", ".h")) or name == "Kconfig"]
+    files = [
+        name
+        for name in sources()
+        if name.startswith(("src/", "include/"))
+        and name.endswith((".c", ".h"))
+        or name == "Kconfig"
+    ]
     if not files:
         raise Skip("no C file")
-    done = subprocess.run([f"{kernel.source}/scripts/checkpatch.pl", "--no-tree", "--strict", "--terse", "--file",
-                           "--ignore", "FILE_PATH_CHANGES,CONFIG_DESCRIPTION", *files],
-                          cwd=TOP, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            f"{kernel.source}/scripts/checkpatch.pl",
+            "--no-tree",
+            "--strict",
+            "--terse",
+            "--file",
+            "--ignore",
+            "FILE_PATH_CHANGES,CONFIG_DESCRIPTION",
+            *files,
+        ],
+        cwd=TOP,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise Failure(done.stdout + done.stderr)
 
@@ -93,11 +118,19 @@ def install(kernel):
     """modules_install puts it under updates/."""
     target = f"{BUILD}/install"
     shutil.rmtree(target, ignore_errors=True)
-    code = logged(["make", "modules_install", f"KDIR={kernel.build}", f"INSTALL_MOD_PATH={target}"], "install.log")
+    code = logged(
+        ["make", "modules_install", f"KDIR={kernel.build}", f"INSTALL_MOD_PATH={target}"],
+        "install.log",
+    )
     if code:
         raise Failure("make modules_install failed: see build/log/install.log")
-    found = [path[len(target):] for path in glob.glob(f"{target}/lib/modules/*/**/*.ko*", recursive=True)]
-    if [path.split(".ko")[0] for path in found] != [f"/lib/modules/{kernel.release}/updates/xen-tpmfront"]:
+    found = [
+        path[len(target) :]
+        for path in glob.glob(f"{target}/lib/modules/*/**/*.ko*", recursive=True)
+    ]
+    if [path.split(".ko")[0] for path in found] != [
+        f"/lib/modules/{kernel.release}/updates/xen-tpmfront"
+    ]:
         raise Failure(f"installed: {found}")
     return found[0]
 
@@ -112,7 +145,9 @@ def refused(kernel, change, wanted):
         config = file.read()
     with open(f"{tree}/.config", "w", encoding="utf-8") as file:
         file.write(change(config))
-    done = subprocess.run(["make", "modules", f"KDIR={tree}"], cwd=TOP, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["make", "modules", f"KDIR={tree}"], cwd=TOP, capture_output=True, text=True, check=False
+    )
     errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     if done.returncode == 0 or len(errors) != 1 or not re.search(wanted, errors[0]):
         raise Failure(f"code {done.returncode}: {done.stdout}{done.stderr}")
@@ -122,7 +157,9 @@ def refused(kernel, change, wanted):
 def run(report, kernels):
     """Runs the suite."""
     for kernel in kernels:
-        built = report.check("module", f"builds for {kernel.release} without a warning", build, kernel)
+        built = report.check(
+            "module", f"builds for {kernel.release} without a warning", build, kernel
+        )
         report.check("module", f"clippy finds nothing for {kernel.release}", clippy, kernel)
         report.check("module", f"rustdoc finds nothing for {kernel.release}", rustdoc, kernel)
         if built:
@@ -130,9 +167,21 @@ def run(report, kernels):
     first = next(kernel for kernel in kernels if kernel.bootable)
     report.check("module", "checkpatch finds nothing", checkpatch, first)
     report.check("module", "modules_install puts it under updates/", install, first)
-    report.check("module", "a kernel without CONFIG_RUST is refused", refused, first,
-                 lambda config: config.replace("CONFIG_RUST=y", "# CONFIG_RUST is not set"), "CONFIG_RUST")
-    report.check("module", "a kernel of another rustc is refused", refused, first,
-                 lambda config: re.sub(r'(RUSTC_VERSION_TEXT="rustc )', r"\g<1>9.", config), r"rustc 9\..*rustc 1\.")
+    report.check(
+        "module",
+        "a kernel without CONFIG_RUST is refused",
+        refused,
+        first,
+        lambda config: config.replace("CONFIG_RUST=y", "# CONFIG_RUST is not set"),
+        "CONFIG_RUST",
+    )
+    report.check(
+        "module",
+        "a kernel of another rustc is refused",
+        refused,
+        first,
+        lambda config: re.sub(r'(RUSTC_VERSION_TEXT="rustc )', r"\g<1>9.", config),
+        r"rustc 9\..*rustc 1\.",
+    )
     report.check("module", "a kernel tree without Rust's metadata is refused", refused, first,
                  lambda config: config, "metadata")

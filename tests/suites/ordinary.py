@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The daemon's tests as an ordinary user runs them: root of a user namespace with 65,536 ids, to which no file of the real
-root's belongs. Run as a program, it is the process in that namespace."""
+"""The daemon's tests as an ordinary user runs them: root of a user namespace with 65,536 ids, to
+which no file of the real root's belongs. Run as a program, it is the process in that namespace."""
 
 import os
 import re
@@ -11,8 +11,8 @@ import sys
 TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 # The user, and how many ids /etc/subuid gives to one.
 FIRST, COUNT = 1_000_000, 65_536
-# What differs for such a user: the ids of vTPMs, and what a sandbox of another user's may do. Test programs, by their
-# names, and which of their tests.
+# What differs for such a user: the ids of vTPMs, and what a sandbox of another user's may do. Test
+# programs, by their names, and which of their tests.
 PROGRAMS = {"xen_vtpmd": (), "swtpm": ("isolation",)}
 
 
@@ -31,11 +31,22 @@ def inside(script):
     with open("/proc/self/uid_map", encoding="ascii") as file:
         if int(file.read().split()[2]) <= 2 * COUNT:
             # It is an ordinary user who runs all of this.
-            done = subprocess.run(["sh", "-c", script], cwd=TOP, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                  text=True, check=False)
+            done = subprocess.run(
+                ["sh", "-c", script],
+                cwd=TOP,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
             return done.returncode, done.stdout
-    process = subprocess.Popen([sys.executable, __file__, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     for line in process.stdout:
         if line.strip() == "ready":
             break
@@ -55,12 +66,18 @@ def mount(*words):
 
 
 def main(script):
-    """Makes a copy of what the tests need that belongs to that user, in the place of the clone; and becomes the user."""
+    """Makes a copy of what the tests need that belongs to that user, in the place of the clone; and
+    becomes the user."""
     os.unshare(os.CLONE_NEWNS)
     mount("-t", "tmpfs", "tmpfs", "/mnt")
     parts = TOP.strip("/").split("/")
     copy = "/mnt/" + "/".join(parts)
-    shutil.copytree(TOP, copy, symlinks=True, ignore=lambda folder, _: {"build", ".git"} if folder == TOP else set())
+    shutil.copytree(
+        TOP,
+        copy,
+        symlinks=True,
+        ignore=lambda folder, _: {"build", ".git"} if folder == TOP else set(),
+    )
     for path in os.environ["XT_COPY"].split(":"):
         os.makedirs(os.path.dirname(copy + path.removeprefix(TOP)), exist_ok=True)
         shutil.copy(path, copy + path.removeprefix(TOP))

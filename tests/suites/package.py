@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The Debian package of the backend: how it is built, and that it, its documentation and its licences are in order."""
+"""The Debian package of the backend: how it is built, and that it, its documentation and its
+licences are in order."""
 
 import glob
 import os
@@ -13,15 +14,37 @@ from tools.package.deb import FOLDER, SOURCE, build_deb, deb, version
 from tools.steps import TOP, output
 
 MAN = "backend/man"
-FILES = ("etc/xen-vtpmd.toml", "usr/sbin/xen-vtpmd", "usr/lib/systemd/system/xen-vtpmd.service",
-         "usr/share/man/man8/xen-vtpmd.8.gz", "usr/share/man/man5/xen-vtpmd.toml.5.gz",
-         "usr/share/bash-completion/completions/xen-vtpmd", "usr/share/zsh/vendor-completions/_xen-vtpmd",
-         "usr/share/fish/vendor_completions.d/xen-vtpmd.fish", "usr/share/doc/xen-vtpmd/copyright")
+FILES = (
+    "etc/xen-vtpmd.toml",
+    "usr/sbin/xen-vtpmd",
+    "usr/lib/systemd/system/xen-vtpmd.service",
+    "usr/share/man/man8/xen-vtpmd.8.gz",
+    "usr/share/man/man5/xen-vtpmd.toml.5.gz",
+    "usr/share/bash-completion/completions/xen-vtpmd",
+    "usr/share/zsh/vendor-completions/_xen-vtpmd",
+    "usr/share/fish/vendor_completions.d/xen-vtpmd.fish",
+    "usr/share/doc/xen-vtpmd/copyright",
+)
 
-# The licences that code under GPL-2.0-only can be one program with. Apache-2.0 is none of them, nor is GPL-3.0.
-LICENCES = {"GPL-2.0-only", "GPL-2.0-or-later", "LGPL-2.1-or-later", "MIT", "ISC", "Zlib", "0BSD", "BSD-2-Clause",
-            "BSD-3-Clause", "CC0-1.0", "Unlicense", "BSL-1.0", "Unicode-3.0", "Unicode-DFS-2016",
-            "Apache-2.0 WITH LLVM-exception"}
+# The licences that code under GPL-2.0-only can be one program with. Apache-2.0 is none of them, nor
+# is GPL-3.0.
+LICENCES = {
+    "GPL-2.0-only",
+    "GPL-2.0-or-later",
+    "LGPL-2.1-or-later",
+    "MIT",
+    "ISC",
+    "Zlib",
+    "0BSD",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "CC0-1.0",
+    "Unlicense",
+    "BSL-1.0",
+    "Unicode-3.0",
+    "Unicode-DFS-2016",
+    "Apache-2.0 WITH LLVM-exception",
+}
 
 
 def built():
@@ -30,7 +53,9 @@ def built():
     with open(f"{TOP}/Cargo.toml", "rb") as file:
         wanted = tomllib.load(file)["workspace"]["package"]["version"]
     if version() != wanted:
-        raise Failure(f"the package is {version()}, and the daemon {wanted}: see backend/debian/changelog")
+        raise Failure(
+            f"the package is {version()}, and the daemon {wanted}: see backend/debian/changelog"
+        )
     listing = output("dpkg-deb", "-c", deb())
     missing = [name for name in FILES if f" ./{name}\n" not in listing]
     if missing:
@@ -40,10 +65,24 @@ def built():
 
 def lintian():
     """Debian's own check finds no error and no warning, and nothing was hidden from it."""
-    done = subprocess.run(["lintian", "--allow-root", "--show-overrides", "--display-level", ">=pedantic",
-                           *glob.glob(f"{FOLDER}/*.changes")],
-                          capture_output=True, text=True, check=False)
-    found = [line for line in (done.stdout + done.stderr).splitlines() if not re.match(r"[IPX]: |running with root", line)]
+    done = subprocess.run(
+        [
+            "lintian",
+            "--allow-root",
+            "--show-overrides",
+            "--display-level",
+            ">=pedantic",
+            *glob.glob(f"{FOLDER}/*.changes"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = [
+        line
+        for line in (done.stdout + done.stderr).splitlines()
+        if not re.match(r"[IPX]: |running with root", line)
+    ]
     if done.returncode or found:
         raise Failure("\n".join(found) or f"lintian ended with {done.returncode}")
     return f"{done.stdout.count('I: ')} remarks"
@@ -52,14 +91,24 @@ def lintian():
 def man_lint():
     """mandoc finds nothing to warn of in the pages."""
     pages = sorted(glob.glob(f"{TOP}/{MAN}/*"))
-    done = subprocess.run(["mandoc", "-T", "lint", "-W", "warning", *pages], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning", *pages],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode or done.stdout or len(pages) != 2:
         raise Failure(f"{len(pages)} pages: {done.stdout}{done.stderr}")
 
 
 def daemon(*arguments):
     """What the packaged daemon says."""
-    return subprocess.run([f"{SOURCE}/debian/built/xen-vtpmd", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [f"{SOURCE}/debian/built/xen-vtpmd", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def page(name):
@@ -71,7 +120,10 @@ def page(name):
 def differ(what, real, told):
     """Fails when the page tells of other things than there are."""
     if not real or real != told:
-        raise Failure(f"{what}: not in the page: {sorted(real - told)}; only in the page: {sorted(told - real)}")
+        raise Failure(
+            f"{what}: not in the page: {sorted(real - told)}; only in the page:"
+            f" {sorted(told - real)}"
+        )
 
 
 def listed(macro, text):
@@ -83,9 +135,15 @@ def listed(macro, text):
 
 
 def man_commands():
-    """xen-vtpmd(8) has the commands and options of --help, each under its command, and no others."""
-    commands = set(re.findall(r"^  ([a-z-]+) ", daemon("--help").stdout.partition("Commands:")[2].partition("Options:")[0],
-                              re.MULTILINE))
+    """xen-vtpmd(8) has the commands and options of --help, each under its command, and no
+    others."""
+    commands = set(
+        re.findall(
+            r"^  ([a-z-]+) ",
+            daemon("--help").stdout.partition("Commands:")[2].partition("Options:")[0],
+            re.MULTILINE,
+        )
+    )
     text = page("xen-vtpmd.8")
     head, _, body = text.partition(".Sh COMMANDS")
     body = body.partition(".Sh FILES")[0]
@@ -95,7 +153,11 @@ def man_commands():
     count = 0
     for part in re.split(r"^\.It Cm ", body, flags=re.MULTILINE)[1:]:
         name = part.split()[0]
-        own = options(daemon(name, "--help").stdout) - {"--help", "--config"} if name != "help" else set()
+        own = (
+            options(daemon(name, "--help").stdout) - {"--help", "--config"}
+            if name != "help"
+            else set()
+        )
         if own != listed("Fl", part):
             differ(f"options of {name}", own or {"none"}, listed("Fl", part))
         synopsis = re.search(rf"^\.Cm {name}$(.*?)^\.(Nm|Sh)", text, re.MULTILINE | re.DOTALL)[1]
@@ -115,18 +177,29 @@ def expected_keys(text):
     path = f"{FOLDER}/unknown.toml"
     with open(path, "w", encoding="ascii") as file:
         file.write(text)
-    return set(re.findall(r"`([\w-]+)`", daemon("check-config", path).stderr.partition("expected one of")[2]))
+    return set(
+        re.findall(
+            r"`([\w-]+)`", daemon("check-config", path).stderr.partition("expected one of")[2]
+        )
+    )
 
 
 def man_keys():
-    """xen-vtpmd.toml(5) has the keys that the daemon knows, and no others; the installed file is fine with all of them."""
+    """xen-vtpmd.toml(5) has the keys that the daemon knows, and no others; the installed file is
+    fine with all of them."""
     tables = ("", "[limits]\n", "[tpm]\n")
-    keys = set().union(*(expected_keys(f"{table}x = 1\n") for table in tables)) - {"limits", "tpm", "vtpm"}
+    keys = set().union(*(expected_keys(f"{table}x = 1\n") for table in tables)) - {
+        "limits",
+        "tpm",
+        "vtpm",
+    }
     differ("keys", keys, listed("Ic", page("xen-vtpmd.toml.5")))
     with open(f"{TOP}/backend/xen-vtpmd.toml", encoding="utf-8") as file:
         text = file.read()
     shown = re.sub(r"^#(?=\[|[a-z-]+ = )", "", text, flags=re.MULTILINE)
-    differ("keys of the installed file", keys, set(re.findall(r"^([a-z-]+) = ", shown, re.MULTILINE)))
+    differ(
+        "keys of the installed file", keys, set(re.findall(r"^([a-z-]+) = ", shown, re.MULTILINE))
+    )
     for content in (text, shown):
         path = f"{FOLDER}/shown.toml"
         with open(path, "w", encoding="ascii") as file:
@@ -148,17 +221,38 @@ def completions():
 
 
 def allowed(expression):
-    """Whether a licence in SPDX's notation lets us use what is under it. ``/`` is an old way to write OR."""
+    """Whether a licence in SPDX's notation lets us use what is under it. ``/`` is an old way to
+    write OR."""
     expression = re.sub(r"\s*/\s*", " OR ", expression)
     words = re.findall(r"[()]|AND|OR|[\w.+-]+(?: WITH [\w.-]+)?", expression)
-    python = [{"AND": "and", "OR": "or", "(": "(", ")": ")"}.get(word) or str(word in LICENCES) for word in words]
+    python = [
+        {"AND": "and", "OR": "or", "(": "(", ")": ")"}.get(word) or str(word in LICENCES)
+        for word in words
+    ]
     return bool(python) and eval(" ".join(python))  # pylint: disable=eval-used
 
 
 def licences():
     """Every crate in the daemon has a licence that goes with ours."""
-    done = subprocess.run(["cargo", "tree", "-p", "xen-vtpmd", "-e", "normal,build", "--prefix", "none", "-f", "{p}|{l}"],
-                          cwd=TOP, env={**os.environ, **cargo_environment()}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [
+            "cargo",
+            "tree",
+            "-p",
+            "xen-vtpmd",
+            "-e",
+            "normal,build",
+            "--prefix",
+            "none",
+            "-f",
+            "{p}|{l}",
+        ],
+        cwd=TOP,
+        env={**os.environ, **cargo_environment()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     crates = {line.removesuffix(" (*)") for line in done.stdout.splitlines() if line}
     if done.returncode or len(crates) < 20:
         raise Failure(done.stderr or f"only {len(crates)} crates")
@@ -178,4 +272,6 @@ def run(report):
     report.check(suite, "lintian finds no error and no warning", lintian)
     report.check(suite, "bash completes the commands", completions)
     report.check(suite, "xen-vtpmd(8) has the commands and options that there are", man_commands)
-    report.check(suite, "xen-vtpmd.toml(5) and the installed file have the keys that there are", man_keys)
+    report.check(
+        suite, "xen-vtpmd.toml(5) and the installed file have the keys that there are", man_keys
+    )

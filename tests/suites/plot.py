@@ -9,8 +9,15 @@ LEFT, WIDTH, LANE, GAP, HEAD = 150, 620, 44, 46, 64
 # Of a decade.
 BINS = 40
 COLOURS = {"rust": "#b7410e", "c": "#31688e", "c_irq": "#35b779", "floor": "#555555"}
-LABELS = {"rust": "this driver", "c": "the C driver", "c_irq": "C with IRQ flag", "floor": "bare exchange"}
-STYLE = "text{font:13px sans-serif;fill:#222}.small{font-size:11px;fill:#555}.title{font-weight:bold}"
+LABELS = {
+    "rust": "this driver",
+    "c": "the C driver",
+    "c_irq": "C with IRQ flag",
+    "floor": "bare exchange",
+}
+STYLE = (
+    "text{font:13px sans-serif;fill:#222}.small{font-size:11px;fill:#555}.title{font-weight:bold}"
+)
 
 
 class Scale:
@@ -48,8 +55,10 @@ def _lane(scale, samples, colour, bottom):
     for number, count in sorted(counts.items()):
         left, right = scale.start(number), scale.start(number + 1)
         height = max(1.0, (LANE - 8) * count / most)
-        yield f'<rect x="{left:.1f}" y="{bottom - height:.1f}" width="{max(right - left, 1):.1f}" ' \
+        yield (
+            f'<rect x="{left:.1f}" y="{bottom - height:.1f}" width="{max(right - left, 1):.1f}" '
             f'height="{height:.1f}" fill="{colour}"/>'
+        )
     yield f'<line x1="{LEFT}" x2="{LEFT + WIDTH}" y1="{bottom}" y2="{bottom}" stroke="#ccc"/>'
 
 
@@ -64,22 +73,43 @@ def _panel(scale, title, samples, top):
         bottom = top + 24 + LANE * number
         yield from _lane(scale, values, COLOURS[driver], bottom)
         yield _text(LEFT - 10, bottom - 20, LABELS[driver], 'text-anchor="end"')
-        yield _text(LEFT - 10, bottom - 5, f"median {median(values):,.0f} µs", 'class="small" text-anchor="end"')
+        yield _text(
+            LEFT - 10,
+            bottom - 5,
+            f"median {median(values):,.0f} µs",
+            'class="small" text-anchor="end"',
+        )
     x = scale.place(median(samples["floor"]))
-    yield f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top + 24}" y2="{end}" stroke="#111" stroke-dasharray="4 3"/>'
+    yield (
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top + 24}" y2="{end}" stroke="#111"'
+        ' stroke-dasharray="4 3"/>'
+    )
 
 
 def draw(title, subtitle, panels):
-    """The picture of panels, each a title and the samples (µs) of each driver; the bare exchange's median is a
-    dashed line."""
-    scale = Scale([value for samples in panels.values() for values in samples.values() for value in values])
+    """The picture of panels, each a title and the samples (µs) of each driver; the bare exchange's
+    median is a dashed line."""
+    scale = Scale(
+        [value for samples in panels.values() for values in samples.values() for value in values]
+    )
     top, parts = HEAD, []
     for name, samples in panels.items():
         parts += _panel(scale, name, samples, top)
         top += 24 + LANE * len(samples) + GAP
-    parts.append(_text(LEFT + WIDTH / 2, top - 4, "µs of a command, of the drivers from user space, of the bare exchange "
-                       "within the kernel (dashed: its median)", 'class="small" text-anchor="middle"'))
-    head = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{top + 12}">',
-            f"<style>{STYLE}</style>", '<rect width="100%" height="100%" fill="white"/>',
-            _text(20, 26, title, 'class="title" style="font-size:16px"'), _text(20, 46, subtitle, 'class="small"')]
+    parts.append(
+        _text(
+            LEFT + WIDTH / 2,
+            top - 4,
+            "µs of a command, of the drivers from user space, of the bare exchange "
+            "within the kernel (dashed: its median)",
+            'class="small" text-anchor="middle"',
+        )
+    )
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 40}" height="{top + 12}">',
+        f"<style>{STYLE}</style>",
+        '<rect width="100%" height="100%" fill="white"/>',
+        _text(20, 26, title, 'class="title" style="font-size:16px"'),
+        _text(20, 46, subtitle, 'class="small"'),
+    ]
     return "\n".join([*head, *parts, "</svg>"]) + "\n"

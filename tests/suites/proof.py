@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What make test-deep does on the host: wide model checks, fuzzing, and whether seeded bugs are found."""
+"""What make test-deep does on the host: wide model checks, fuzzing, and whether seeded bugs are
+found."""
 
 import os
 import re
@@ -13,7 +14,8 @@ from testbed.report import Failure
 from tools.steps import BUILD, LOGS, REPORT, TOP, logged
 from tools.sources import read
 
-# The ways of finding a bug, and what Cargo calls them. The deep ones, which take minutes, are not among them.
+# The ways of finding a bug, and what Cargo calls them. The deep ones, which take minutes, are not
+# among them.
 WAYS = {
     "unit and property tests": "-p xen-tpm-protocol --",
     "all worlds": "-p xen-tpm-model --test explore",
@@ -28,10 +30,12 @@ MUTANTS = f"{BUILD}/mutants"
 TARGET = "x86_64-unknown-linux-gnu"
 FUZZER = f"{BUILD}/fuzz/{TARGET}/release/xen-tpm-fuzz"
 # What cargo-fuzz would ask of rustc; the release profile, but with its checks.
-FUZZ_FLAGS = ("--cfg fuzzing -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 "
-              "-C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table "
-              "-C llvm-args=-sanitizer-coverage-trace-compares -C codegen-units=1 -C debug-assertions "
-              "-C overflow-checks -C linker=clang -C link-arg=-fsanitize=fuzzer")
+FUZZ_FLAGS = (
+    "--cfg fuzzing -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 -C"
+    " llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table"
+    " -C llvm-args=-sanitizer-coverage-trace-compares -C codegen-units=1 -C debug-assertions -C"
+    " overflow-checks -C linker=clang -C link-arg=-fsanitize=fuzzer"
+)
 # Shares of the time, by how much there is to find.
 FUZZ_SHARES = {"exchange": 0.6, "page": 0.3, "packet": 0.08, "xenstore": 0.02}
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS") or 600)
@@ -46,8 +50,11 @@ def log_text(log):
 def wide_models():
     """The model checks that take minutes."""
     log = "model-wide.log"
-    if logged(["nice", "cargo", "test", "-p", "xen-tpm-model", "--", "--ignored", "--nocapture"], log,
-              env=cargo_environment()):
+    if logged(
+        ["nice", "cargo", "test", "-p", "xen-tpm-model", "--", "--ignored", "--nocapture"],
+        log,
+        env=cargo_environment(),
+    ):
         raise Failure(log_text(log)[-3000:])
     found = {what: sum(int(n) for n in re.findall(rf"(\d+) {what}\b", log_text(log)))
              for what in ("worlds", "steps", "orders")}
@@ -59,8 +66,16 @@ def wide_models():
 def build_fuzzer():
     """Links the targets with libFuzzer."""
     log = "fuzz-build.log"
-    environment = {**cargo_environment(), "CARGO_TARGET_DIR": f"{BUILD}/fuzz", "RUSTFLAGS": FUZZ_FLAGS}
-    if logged(["nice", "cargo", "build", "--release", "-p", "xen-tpm-fuzz", "--target", TARGET], log, env=environment):
+    environment = {
+        **cargo_environment(),
+        "CARGO_TARGET_DIR": f"{BUILD}/fuzz",
+        "RUSTFLAGS": FUZZ_FLAGS,
+    }
+    if logged(
+        ["nice", "cargo", "build", "--release", "-p", "xen-tpm-fuzz", "--target", TARGET],
+        log,
+        env=environment,
+    ):
         raise Failure(log_text(log)[-3000:])
 
 
@@ -68,9 +83,21 @@ def fuzz(name, seconds):
     """Runs one target; what it finds new stays in build/, what breaks it in build/log/."""
     found, log = f"{BUILD}/corpus/{name}", f"fuzz-{name}.log"
     os.makedirs(found, exist_ok=True)
-    code = logged(["nice", FUZZER, f"-max_total_time={seconds}", "-max_len=256", "-timeout=10", "-print_final_stats=1",
-                   f"-artifact_prefix={LOGS}/fuzz-{name}-", found, f"{TOP}/tests/fuzz/corpus/{name}"],
-                  log, env={"XT_FUZZ": name})
+    code = logged(
+        [
+            "nice",
+            FUZZER,
+            f"-max_total_time={seconds}",
+            "-max_len=256",
+            "-timeout=10",
+            "-print_final_stats=1",
+            f"-artifact_prefix={LOGS}/fuzz-{name}-",
+            found,
+            f"{TOP}/tests/fuzz/corpus/{name}",
+        ],
+        log,
+        env={"XT_FUZZ": name},
+    )
     text = log_text(log)
     if code:
         raise Failure(text[-3000:])
@@ -89,15 +116,35 @@ def fresh_copy():
 
 def finds():
     """Which ways find something in the copy."""
-    command = ["nice", "cargo", "test", "--no-fail-fast", *(f"-p={name}" for name in PACKAGES), "--tests"]
+    command = [
+        "nice",
+        "cargo",
+        "test",
+        "--no-fail-fast",
+        *(f"-p={name}" for name in PACKAGES),
+        "--tests",
+    ]
     environment = {**os.environ, **cargo_environment(), "CARGO_TARGET_DIR": f"{MUTANTS}/target"}
     try:
-        done = subprocess.run(command, cwd=f"{MUTANTS}/src", env=environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            command,
+            cwd=f"{MUTANTS}/src",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
     except subprocess.TimeoutExpired as late:
         # The last one that was begun.
-        begun = re.findall(r"Running (?:unittests )?\S+/(\w+)\.rs", (late.stderr or b"").decode(errors="replace"))
-        return [way for way, test in WAYS.items() if test.endswith((begun or ["nothing"])[-1])] or list(WAYS)[:1]
+        begun = re.findall(
+            r"Running (?:unittests )?\S+/(\w+)\.rs", (late.stderr or b"").decode(errors="replace")
+        )
+        return [
+            way for way, test in WAYS.items() if test.endswith((begun or ["nothing"])[-1])
+        ] or list(WAYS)[:1]
     found = [way for way, test in WAYS.items() if f"`{test}" in done.stderr]
     if bool(found) != bool(done.returncode):
         raise Failure(done.stdout[-1000:] + done.stderr[-2000:])
@@ -105,7 +152,8 @@ def finds():
 
 
 def unbroken():
-    """The ways find nothing in a copy that nothing was done to; otherwise what they find says nothing."""
+    """The ways find nothing in a copy that nothing was done to; otherwise what they find says
+    nothing."""
     fresh_copy()
     if found := finds():
         raise Failure(", ".join(found))
@@ -127,16 +175,30 @@ def mutant(path, table):
 
 
 def one_fails(path, command, ran):
-    """A bug is put into the copy: of the tests that `command` runs there, the one that its patch names fails. `ran` finds the
-    failed ones in what is printed."""
+    """A bug is put into the copy: of the tests that `command` runs there, the one that its patch
+    names fails. `ran` finds the failed ones in what is printed."""
     wanted = mutations.found_by(path)[-1]
     if why := mutations.seed(path, f"{MUTANTS}/src"):
         fresh_copy()
         raise Failure(why)
-    environment = {**os.environ, **cargo_environment(), **MUST, "CARGO_TARGET_DIR": f"{MUTANTS}/target"}
+    environment = {
+        **os.environ,
+        **cargo_environment(),
+        **MUST,
+        "CARGO_TARGET_DIR": f"{MUTANTS}/target",
+    }
     try:
-        done = subprocess.run(["nice", *command(wanted)], cwd=f"{MUTANTS}/src", env=environment, stdin=subprocess.DEVNULL,
-                              capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False)
+        done = subprocess.run(
+            ["nice", *command(wanted)],
+            cwd=f"{MUTANTS}/src",
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         # It hangs, and nothing else was run.
         return f"{wanted} does not end"
@@ -144,16 +206,27 @@ def one_fails(path, command, ran):
         mutations.seed(path, f"{MUTANTS}/src", "-R")
     failed = ran.findall(done.stdout + done.stderr)
     if wanted not in failed:
-        raise Failure(f"{wanted} does not fail, but {failed or 'nothing'}: {(done.stdout + done.stderr)[-2000:]}")
+        raise Failure(
+            f"{wanted} does not fail, but {failed or 'nothing'}:"
+            f" {(done.stdout + done.stderr)[-2000:]}"
+        )
     return ", ".join(failed)
 
 
-# A bug of the daemon's is found by a test of Cargo's, `TARGET TEST` where it is not a unit test; one of the testbed's by a
-# unit test of Python's.
+# A bug of the daemon's is found by a test of Cargo's, `TARGET TEST` where it is not a unit test;
+# one of the testbed's by a unit test of Python's.
 def daemon_tests(wanted):
     """The command that runs the named test."""
     target, _, name = wanted.rpartition(" ")
-    return ["cargo", "test", "-p", "xen-vtpmd", *(["--test", target] if target else ["--lib", "--bins"]), "--", name]
+    return [
+        "cargo",
+        "test",
+        "-p",
+        "xen-vtpmd",
+        *(["--test", target] if target else ["--lib", "--bins"]),
+        "--",
+        name,
+    ]
 
 
 def testbed_tests(_):
@@ -170,8 +243,14 @@ def run_mutations(report):
     fresh_copy()
     for kind, command, ran in NATIVE:
         for path in mutations.patches(kind):
-            report.check("mutations", f"{kind}: {mutations.name_of(path)}: {mutations.says(path)}", one_fails, path, command,
-                         ran)
+            report.check(
+                "mutations",
+                f"{kind}: {mutations.name_of(path)}: {mutations.says(path)}",
+                one_fails,
+                path,
+                command,
+                ran,
+            )
 
 
 def write_table(table):
@@ -180,7 +259,10 @@ def write_table(table):
     with open(f"{REPORT}/mutations.md", "w", encoding="utf-8") as file:
         file.write(f"| seeded bug | {' | '.join(WAYS)} |\n|{' --- |' * (len(WAYS) + 1)}\n")
         for name, (why, found) in sorted(table.items()):
-            file.write(f"| {name}: {why} | {' | '.join('found' if way in found else '-' for way in WAYS)} |\n")
+            file.write(
+                f"| {name}: {why} |"
+                f" {' | '.join('found' if way in found else '-' for way in WAYS)} |\n"
+            )
 
 
 def run(report):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Runs scenarios on the testbed: each is a file in tests/scenarios with SETS and a function `run(bed)`, and VARIANTS where
-that function takes other arguments under another name. Some run at a time, but for those that say ALONE."""
+"""Runs scenarios on the testbed: each is a file in tests/scenarios with SETS and a function
+`run(bed)`, and VARIANTS where that function takes other arguments under another name. Some run at a
+time, but for those that say ALONE."""
 
 import dataclasses
 import functools
@@ -20,7 +21,8 @@ from tools.series import generate
 from tools.steps import BUILD, JOBS, TOP, StepError, memory_mb, need_space, step
 
 SCENARIOS = f"{TOP}/tests/scenarios"
-# A scenario's name with one of these behind it, as in backend_restart-debug, is that scenario with this kernel in its guests.
+# A scenario's name with one of these behind it, as in backend_restart-debug, is that scenario with
+# this kernel in its guests.
 DEBUG = {kind.series: kind for kind in (debug_kernel.DebugKernel, debug_kernel.RaceKernel)}
 # What one machine takes of the host's memory (MiB): QEMU's own 4096, and what holds its image.
 MACHINE = 4600
@@ -60,19 +62,28 @@ def known():
         found[name] = Scenario(name, module, module.SETS, {}, own)
         for variant, arguments in getattr(module, "VARIANTS", {}).items():
             arguments = dict(arguments)
-            found[f"{name}_{variant}"] = Scenario(f"{name}_{variant}", module, arguments.pop("sets"), arguments, own)
+            found[f"{name}_{variant}"] = Scenario(
+                f"{name}_{variant}", module, arguments.pop("sets"), arguments, own
+            )
     for kind in DEBUG:
-        found |= {f"{name}-{kind}": dataclasses.replace(
-            one, name=f"{name}-{kind}", kernel=kind, sets=(kind, "deep") if kind in one.sets else ())
-            for name, one in list(found.items()) if "-" not in name}
+        found |= {
+            f"{name}-{kind}": dataclasses.replace(
+                one,
+                name=f"{name}-{kind}",
+                kernel=kind,
+                sets=(kind, "deep") if kind in one.sets else (),
+            )
+            for name, one in list(found.items())
+            if "-" not in name
+        }
         found |= {name: dataclasses.replace(one, sets=tuple(set(one.sets) - {kind}))
                   for name, one in found.items() if "-" not in name}
     return found
 
 
 def selected(word):
-    """The scenarios of a set (test, deep; debug and race, which are with these kernels and part of deep), or those
-    named in a comma-separated list."""
+    """The scenarios of a set (test, deep; debug and race, which are with these kernels and part of
+    deep), or those named in a comma-separated list."""
     found = known()
     chosen = [one for one in found.values() if word in one.sets]
     if chosen:
@@ -80,8 +91,10 @@ def selected(word):
     unknown = [name for name in word.split(",") if name not in found]
     if unknown:
         plain = [name for name in found if "-" not in name]
-        raise StepError(f"no scenario '{unknown[0]}': there are {', '.join(plain)}, each also as NAME-"
-                        f"{' and NAME-'.join(DEBUG)}")
+        raise StepError(
+            f"no scenario '{unknown[0]}': there are {', '.join(plain)}, each also as NAME-"
+            f"{' and NAME-'.join(DEBUG)}"
+        )
     return [found[name] for name in word.split(",")]
 
 
@@ -91,11 +104,15 @@ def booted(kernels):
 
 
 def at_once():
-    """How many machines may run at a time: QEMU has one processor's work to do in each, but half of the time a scenario
-    waits for a timeout or for a response; and each has its memory. Says what that takes."""
+    """How many machines may run at a time: QEMU has one processor's work to do in each, but half of
+    the time a scenario waits for a timeout or for a response; and each has its memory. Says what
+    that takes."""
     count = max(1, min(JOBS + 1, memory_mb() // MACHINE))
-    print(f"    {count} machines at a time, which take up to {count * MACHINE / 1024:.0f} GiB of memory "
-          f"({memory_mb() / 1024:.0f} GiB are available; JOBS={JOBS})", flush=True)
+    print(
+        f"    {count} machines at a time, which take up to {count * MACHINE / 1024:.0f} GiB of"
+        f" memory ({memory_mb() / 1024:.0f} GiB are available; JOBS={JOBS})",
+        flush=True,
+    )
     return count
 
 
@@ -108,9 +125,13 @@ def prepare_debug(kind, kernel):
     return debug
 
 
-# What a kernel of our own is called, and what builds it. A scenario names its guests' kernel by KERNEL.
+# What a kernel of our own is called, and what builds it. A scenario names its guests' kernel by
+# KERNEL.
 OWN = {
-    **{name: (f"{name} kernel and its modules", functools.partial(prepare_debug, kind)) for name, kind in DEBUG.items()},
+    **{
+        name: (f"{name} kernel and its modules", functools.partial(prepare_debug, kind))
+        for name, kind in DEBUG.items()
+    },
     "intree": ("kernel with the driver in it", intree.build_kernel),
     "series": ("kernel with the series", generate.build_kernel),
 }
@@ -130,8 +151,8 @@ def with_module(kernel):
 
 
 def run(report, kernels, xen, scenarios, driver="rust"):
-    """Builds what the testbed needs and runs the scenarios. A kernel that nothing can be built for fails, and the others go
-    on."""
+    """Builds what the testbed needs and runs the scenarios. A kernel that nothing can be built for
+    fails, and the others go on."""
     need_space(4, BUILD, "scenarios")
     with step("building the module and the backend for the testbed"):
         usable = [kernel for kernel in booted(kernels)
@@ -140,12 +161,17 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     if not ready or not usable:
         return
     first, *others = usable
-    own = {kind: prepared(report, *OWN[kind], first) for kind in sorted({one.kernel for one in scenarios} - {None})}
+    own = {
+        kind: prepared(report, *OWN[kind], first)
+        for kind in sorted({one.kernel for one in scenarios} - {None})
+    }
     jobs = []
     for one in scenarios:
         suite = f"testbed/{one.name}"
         # What a scenario needs beside that, while no other one runs.
-        if hasattr(one.module, "prepare") and not report.check(suite, "is prepared", one.module.prepare):
+        if hasattr(one.module, "prepare") and not report.check(
+            suite, "is prepared", one.module.prepare
+        ):
             continue
         if one.kernel:
             if own[one.kernel]:
@@ -153,9 +179,18 @@ def run(report, kernels, xen, scenarios, driver="rust"):
         elif not getattr(one.module, "OTHER_KERNELS", False):
             jobs.append((one, Testbed(report, first, xen, one.name, driver)))
         else:
-            jobs += [(one, Testbed(report, kernel, xen, f"{one.name}-{kernel.series}", driver)) for kernel in others]
+            jobs += [
+                (one, Testbed(report, kernel, xen, f"{one.name}-{kernel.series}", driver))
+                for kernel in others
+            ]
             if not others:
-                report.add(suite, "boots", "noted", 0, f"the archive has no kernel to boot beside {first.release}")
+                report.add(
+                    suite,
+                    "boots",
+                    "noted",
+                    0,
+                    f"the archive has no kernel to boot beside {first.release}",
+                )
     _run_together([job for job in jobs if not job[0].alone])
     for job in jobs:
         if job[0].alone:

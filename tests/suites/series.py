@@ -13,8 +13,9 @@ from testbed.report import Failure
 from tools.steps import BUILD, JOBS, LOGS, must, output, step
 from suites.intree import objects, without_warnings
 
-# Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may have to be changed, is
-# no mistake; and the commits that are fixed are not in the project's history.
+# Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may
+# have to be changed, is no mistake; and the commits that are fixed are not in the project's
+# history.
 LEFT_OUT = "MISSING_SIGN_OFF,FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID"
 
 # Who has to see a patch to the TPM core, and who all others.
@@ -32,7 +33,8 @@ parser.check_issues()
 print(*(found[0] for found in parser.doc()))
 """
 
-# Of what rustdoc wants, the tree that is unpacked has neither its picture nor some files that it refers to.
+# Of what rustdoc wants, the tree that is unpacked has neither its picture nor some files that it
+# refers to.
 LOGO = {f"Documentation/images/{name}": "" for name in ("logo.svg", "COPYING-logo")}
 NOT_THERE = re.compile("srctree/ link to (Documentation|samples|tools)/")
 
@@ -68,7 +70,8 @@ def checkpatch(source):
 
 
 def applies(source):
-    """git am takes the patches one after the other on the tree's own files, and what comes out is what was meant."""
+    """git am takes the patches one after the other on the tree's own files, and what comes out is
+    what was meant."""
     work = f"{BUILD}/series-am"
     shutil.rmtree(work, ignore_errors=True)
     for name in generate.CHANGED:
@@ -89,17 +92,47 @@ def applies(source):
 def posted(source):
     """The tree's own scripts send each patch to the lists that have to see it."""
     for number, patch in enumerate(generate.patches()):
-        done = subprocess.run(["perl", f"{source}/scripts/get_maintainer.pl", "--no-tree", "--nogit",
-                               "--nogit-fallback", "--no-m", "--no-r", "--no-rolestats", patch],
-                              cwd=generate.TREE, capture_output=True, text=True, check=False)
-        if missing := (CORE_LISTS if number < len(generate.CORE) else LISTS) - set(done.stdout.split()):
-            raise Failure(f"{os.path.basename(patch)} is not sent to {', '.join(missing)}: {done.stdout}{done.stderr}")
+        done = subprocess.run(
+            [
+                "perl",
+                f"{source}/scripts/get_maintainer.pl",
+                "--no-tree",
+                "--nogit",
+                "--nogit-fallback",
+                "--no-m",
+                "--no-r",
+                "--no-rolestats",
+                patch,
+            ],
+            cwd=generate.TREE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if missing := (CORE_LISTS if number < len(generate.CORE) else LISTS) - set(
+            done.stdout.split()
+        ):
+            raise Failure(
+                f"{os.path.basename(patch)} is not sent to {', '.join(missing)}:"
+                f" {done.stdout}{done.stderr}"
+            )
 
 
 def documents(source):
-    """The kernel's own reader of Documentation/ABI takes ours, as `make htmldocs` does. There is no other document."""
-    done = subprocess.run(["python3", "-c", READ_ABI, f"{source}/tools/lib/python", f"{generate.TREE}/Documentation/ABI"],
-                          capture_output=True, text=True, check=False)
+    """The kernel's own reader of Documentation/ABI takes ours, as `make htmldocs` does. There is no
+    other document."""
+    done = subprocess.run(
+        [
+            "python3",
+            "-c",
+            READ_ABI,
+            f"{source}/tools/lib/python",
+            f"{generate.TREE}/Documentation/ABI",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode or done.stderr:
         raise Failure(done.stdout + done.stderr)
     if "tpmN" not in done.stdout:
@@ -107,11 +140,14 @@ def documents(source):
 
 
 def until_then(files):
-    """The tree's files after a patch before the driver's, with an option that wants what the driver will."""
+    """The tree's files after a patch before the driver's, with an option that wants what the driver
+    will."""
     config = f"{os.path.dirname(generate.DRIVER)}/Kconfig"
     if generate.DRIVER in files[config]:
         return files
-    return files | {config: files[config].replace("endif # TCG_TPM\n", f"{STAND_IN}endif # TCG_TPM\n")}
+    return files | {
+        config: files[config].replace("endif # TCG_TPM\n", f"{STAND_IN}endif # TCG_TPM\n")
+    }
 
 
 def builds(stock, commit, log):
@@ -134,17 +170,28 @@ def builds_whole(stock):
 
 
 def lints(stock):
-    """Clippy, of the kernel crate and of the driver, and rustdoc, of the kernel crate, by the kernel's own rules for them."""
-    with step("clippy and rustdoc on a kernel with the series"), generate.tree(stock, LOGO) as kernel:
-        must(kernel.kbuild + [f"-j{JOBS}", "CLIPPY=1", "prepare", f"{generate.DRIVER}/"], "series-clippy.log",
-             "clippy refuses the series")
-        must(kernel.kbuild + [f"-j{JOBS}", "rustdoc"], "series-rustdoc.log", "rustdoc does not take the series")
+    """Clippy, of the kernel crate and of the driver, and rustdoc, of the kernel crate, by the
+    kernel's own rules for them."""
+    with step("clippy and rustdoc on a kernel with the series"), generate.tree(
+        stock, LOGO
+    ) as kernel:
+        must(
+            kernel.kbuild + [f"-j{JOBS}", "CLIPPY=1", "prepare", f"{generate.DRIVER}/"],
+            "series-clippy.log",
+            "clippy refuses the series",
+        )
+        must(
+            kernel.kbuild + [f"-j{JOBS}", "rustdoc"],
+            "series-rustdoc.log",
+            "rustdoc does not take the series",
+        )
     without_warnings("series-clippy.log")
     without_warnings("series-rustdoc.log", NOT_THERE)
 
 
 def lints_part(stock):
-    """Clippy alone, of what `objects()` builds. What it says on the rest of the kernel crate is for others to mend."""
+    """Clippy alone, of what `objects()` builds. What it says on the rest of the kernel crate is for
+    others to mend."""
     log = "series-part-clippy.log"
     with step(f"clippy on {stock.series} with the series"), \
             configs.tree(stock, "series", lambda _: generate.files("HEAD")) as kernel:
@@ -158,8 +205,14 @@ def lints_part(stock):
 
 def run_part(report, stock):
     """For a kernel that is not built as a whole, and the series that `run()` has written for it."""
-    built = report.check("series", f"{stock.series}: the kernel crate and the driver build with it", objects, stock,
-                         "series", lambda _: generate.files("HEAD"))
+    built = report.check(
+        "series",
+        f"{stock.series}: the kernel crate and the driver build with it",
+        objects,
+        stock,
+        "series",
+        lambda _: generate.files("HEAD"),
+    )
     if built:
         report.check("series", f"{stock.series}: clippy has nothing to say", lints_part, stock)
 
@@ -181,7 +234,9 @@ def run_build(report, stock):
     for number, commit in enumerate(generate.commits(), 1):
         report.check("series", f"{stock.series} builds after patch {number}, without a warning",
                      builds, stock, commit, f"series-build-{number}.log")
-    report.check("series", f"{stock.series} builds with it built in and as a module", builds_whole, stock)
+    report.check(
+        "series", f"{stock.series} builds with it built in and as a module", builds_whole, stock
+    )
     report.check("series", f"{stock.series}: clippy and rustdoc have nothing to say", lints, stock)
 
 
@@ -191,4 +246,6 @@ def run(report, source):
         report.check("series", "checkpatch --strict finds nothing", checkpatch, source)
         report.check("series", "git am takes it", applies, source)
         report.check("series", "get_maintainer.pl sends it to those concerned", posted, source)
-        report.check("series", "what htmldocs makes of Documentation/ABI takes it", documents, source)
+        report.check(
+            "series", "what htmldocs makes of Documentation/ABI takes it", documents, source
+        )

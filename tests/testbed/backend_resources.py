@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the backend has in dom0 (processes, descriptors, grants, ports) and what it says in its log."""
+"""What the backend has in dom0 (processes, descriptors, grants, ports) and what it says in its
+log."""
 
 import collections
 import json
@@ -26,13 +27,14 @@ echo "ports $(xl dmesg -c | sed -n '/for domain 0/,/for domain [1-9]/p' | grep -
 """
 
 
-# What there is of at least so many for each connected vTPM: an instrument that shows less does not measure.
+# What there is of at least so many for each connected vTPM: an instrument that shows less does not
+# measure.
 FLOORS = ("grants", "ports", "swtpm")
 
 
 def holdings(machine, connected=0):
-    """How many of each thing the backend has; `ports` are all of dom0's that lead to guests. Fails where that is less than
-    so many connected vTPMs have to have."""
+    """How many of each thing the backend has; `ports` are all of dom0's that lead to guests. Fails
+    where that is less than so many connected vTPMs have to have."""
     found = collections.Counter()
     for line in machine.must(LOOK).splitlines():
         name, _, value = line.partition(" ")
@@ -42,13 +44,18 @@ def holdings(machine, connected=0):
             found[name] = int(value)
     low = [f"{name} is {found[name]}" for name in FLOORS if found[name] < connected]
     if low or not found["xen-vtpmd"] or not any(name.startswith("fd ") for name in found):
-        raise Failure(f"the instruments do not measure: with {connected} vTPMs {', '.join(low) or dict(found)}")
+        raise Failure(
+            f"the instruments do not measure: with {connected} vTPMs"
+            f" {', '.join(low) or dict(found)}"
+        )
     return found
 
 
 def measures(machine, connected):
     """The instruments show that so many vTPMs are connected. Returns what they show."""
-    return ", ".join(f"{name} {count}" for name, count in sorted(holdings(machine, connected).items()) if count)
+    return ", ".join(
+        f"{name} {count}" for name, count in sorted(holdings(machine, connected).items()) if count
+    )
 
 
 def same(before, machine, seconds):
@@ -81,7 +88,8 @@ def cpu_seconds(machine):
 
 
 def counters(machine, guest):
-    """What the daemon's status says of the guest's first vTPM, and of the daemon itself (`daemon_us`)."""
+    """What the daemon's status says of the guest's first vTPM, and of the daemon itself
+    (`daemon_us`)."""
     domid = int(machine.must(f"xl domid {guest.name}"))
     report = json.loads(machine.must("xen-vtpmd status --json"))
     found = [vtpm for vtpm in report["vtpms"] if (vtpm["domid"], vtpm["devid"]) == (domid, 0)]
@@ -91,14 +99,20 @@ def counters(machine, guest):
 
 
 def share(before, after):
-    """What part of swtpm's processor time the daemon's is between two looks at the counters, and that in words."""
+    """What part of swtpm's processor time the daemon's is between two looks at the counters, and
+    that in words."""
     names = ("commands", "daemon_us", "swtpm_used_us", "timed", "own_us", "swtpm_us")
     commands, daemon, swtpm, timed, own, rest = (after[name] - before[name] for name in names)
     if not timed:
         raise Failure(f"no command was timed: {before}, {after}")
-    return daemon / swtpm, f"{commands} commands, each {daemon / commands:.0f} us of the daemon and " \
-        f"{swtpm / commands:.0f} us of swtpm ({100 * daemon / swtpm:.1f} %); {timed} timed, each " \
-        f"{own / timed:.0f} us of the daemon and {rest / timed:.0f} us of the rest"
+    return (
+        daemon / swtpm,
+        (
+            f"{commands} commands, each {daemon / commands:.0f} us of the daemon and"
+            f" {swtpm / commands:.0f} us of swtpm ({100 * daemon / swtpm:.1f} %); {timed} timed,"
+            f" each {own / timed:.0f} us of the daemon and {rest / timed:.0f} us of the rest"
+        ),
+    )
 
 
 def log(machine):

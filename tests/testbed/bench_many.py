@@ -24,8 +24,14 @@ for n in $(seq {first} {last}); do
 done
 """
 UUID = "00000000-0000-4000-9000-%012x"
-WAKE_UPS = "sed -n 's/^\\(non\\)\\?voluntary_ctxt_switches:\\s*//p' /proc/{pid}/status | awk '{{ n += $1 }} END {{ print n }}'"
-MEMORY = "awk '/^(Pss|Private_Dirty|Private_Clean):/ {{ n[$1] += $2 }} END {{ print n[\"Pss:\"] }}' /proc/{pid}/smaps"
+WAKE_UPS = (
+    "sed -n 's/^\\(non\\)\\?voluntary_ctxt_switches:\\s*//p' /proc/{pid}/status | awk '{{ n += $1"
+    " }} END {{ print n }}'"
+)
+MEMORY = (
+    "awk '/^(Pss|Private_Dirty|Private_Clean):/ {{ n[$1] += $2 }} END {{ print n[\"Pss:\"] }}'"
+    " /proc/{pid}/smaps"
+)
 
 
 def processor_ns(machine, pid_file):
@@ -34,17 +40,25 @@ def processor_ns(machine, pid_file):
 
 
 def rates(guests, command, seconds, limit=1200):
-    """Lets all guests work at once; returns the commands a second of each, while all of them were at it, and how many
-    commands there were in all."""
+    """Lets all guests work at once; returns the commands a second of each, while all of them were
+    at it, and how many commands there were in all."""
     for guest in guests:
-        guest.must(f"xen-tpm-timing busy {seconds} {command.packet} tpm=/dev/tpm0 >/run/busy 2>&1 &")
+        guest.must(
+            f"xen-tpm-timing busy {seconds} {command.packet} tpm=/dev/tpm0 >/run/busy 2>&1 &"
+        )
     # To look whether they are at it would cost them time.
     guests[0].machine.must(f"sleep {seconds}", limit)
     marks = []
     for guest in guests:
         output = wait.until(
-            lambda guest=guest: guest.run("pidof xen-tpm-timing >/dev/null || cat /run/busy").output.strip(), limit,
-            f"{guest.name} does not come to an end", pause=1, error=BedError)
+            lambda guest=guest: guest.run(
+                "pidof xen-tpm-timing >/dev/null || cat /run/busy"
+            ).output.strip(),
+            limit,
+            f"{guest.name} does not come to an end",
+            pause=1,
+            error=BedError,
+        )
         name, *numbers = output.split()
         if name != "tpm":
             raise BedError(f"{guest.name}: {output}")
@@ -52,13 +66,20 @@ def rates(guests, command, seconds, limit=1200):
     start, end = max(times[0] for times in marks), min(times[-1] for times in marks)
     inside = [[moment for moment in times if start <= moment <= end] for times in marks]
     if min(len(times) for times in inside) < 4:
-        raise BedError(f"the guests did not work at the same time: {[(times[0], times[-1]) for times in marks]}")
-    return [16 * (len(times) - 1) / (times[-1] - times[0]) for times in inside], 16 * sum(map(len, marks))
+        raise BedError(
+            "the guests did not work at the same time:"
+            f" {[(times[0], times[-1]) for times in marks]}"
+        )
+    return [16 * (len(times) - 1) / (times[-1] - times[0]) for times in inside], 16 * sum(
+        map(len, marks)
+    )
 
 
 def start(bed, number, vtpm):
     """A guest with our driver."""
-    guest = Guest(bed.machine, f"guest{number}", [vtpm], memory=400, options=f"bed.tpms={vtpm.version}")
+    guest = Guest(
+        bed.machine, f"guest{number}", [vtpm], memory=400, options=f"bed.tpms={vtpm.version}"
+    )
     guest.start()
     guest.must(". /bed/lib.sh; load_driver; wait_for 60 test -c /dev/tpm0", 120)
     guest.must(bench.NO_HWRNG)
@@ -74,8 +95,11 @@ def together(bed, guests, command, seconds, pid_file):
         before = processor_ns(bed.machine, pid_file)
         each, commands = rates(guests[:count], command, seconds)
         used = (processor_ns(bed.machine, pid_file) - before) / 1000 / commands
-        found[count] = {"commands_a_second": round(sum(each), 1), "slowest_to_fastest": round(min(each) / max(each), 3),
-                        "daemon_us_a_command": round(used, 1)}
+        found[count] = {
+            "commands_a_second": round(sum(each), 1),
+            "slowest_to_fastest": round(min(each) / max(each), 3),
+            "daemon_us_a_command": round(used, 1),
+        }
     return found
 
 
@@ -84,22 +108,31 @@ def with_idle(bed, guest, counts, command, seconds):
     found, there = {}, 0
     for count in counts:
         if count > there:
-            numbers = {"first": IDLE_DOMAINS + there, "last": IDLE_DOMAINS + count - 1, "uuid": UUID}
+            numbers = {
+                "first": IDLE_DOMAINS + there,
+                "last": IDLE_DOMAINS + count - 1,
+                "uuid": UUID,
+            }
             bed.machine.must(IDLE.format(**numbers), 1200)
             there = count
         before = backend_resources.counters(bed.machine, guest)
         rates([guest], command, seconds)
         after = backend_resources.counters(bed.machine, guest)
-        found[count] = round((after["daemon_us"] - before["daemon_us"]) / (after["commands"] - before["commands"]), 1)
+        found[count] = round(
+            (after["daemon_us"] - before["daemon_us"]) / (after["commands"] - before["commands"]), 1
+        )
     return found
 
 
 def wake_ups(bed, guest, seconds):
-    """How often the daemon was switched to, and how many events the guest's driver took, while nothing was done."""
+    """How often the daemon was switched to, and how many events the guest's driver took, while
+    nothing was done."""
     def look():
         daemon = int(bed.machine.must(WAKE_UPS.format(pid="$(cat /run/xen-vtpmd.pid)")))
         lines = guest.must("grep vtpm /proc/interrupts")
-        return daemon, sum(int(number) for number in re.findall(r"^\s*\d+:\s+(\d+)", lines, re.MULTILINE))
+        return daemon, sum(
+            int(number) for number in re.findall(r"^\s*\d+:\s+(\d+)", lines, re.MULTILINE)
+        )
 
     before = look()
     bed.machine.must(f"sleep {seconds}", 1200)
@@ -108,7 +141,10 @@ def wake_ups(bed, guest, seconds):
 
 def memory_kb(bed, name):
     """The memory (proportional set size) of each process of that name, in kB."""
-    return [int(bed.machine.must(MEMORY.format(pid=pid))) for pid in bed.machine.must(f"pidof {name}").split()]
+    return [
+        int(bed.machine.must(MEMORY.format(pid=pid)))
+        for pid in bed.machine.must(f"pidof {name}").split()
+    ]
 
 
 @contextlib.contextmanager

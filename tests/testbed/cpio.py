@@ -140,4 +140,6 @@ def which(name):
     for folder in glob.glob("/usr/lib/xen-4.*/bin") + ["/usr/bin", "/usr/sbin"]:
         if os.path.exists(f"{folder}/{name}"):
             return f"{folder}/{name}"
-    raise FileNotFoundError(f"the root has no program {name}: is its package in tools/env/packages?")
+    raise FileNotFoundError(
+        f"the root has no program {name}: is its package in tools/env/packages?"
+    )

@@ -16,8 +16,8 @@ DEAD = re.compile(r"Kernel panic|Attempted to kill init|---\[ end Kernel panic")
 
 @dataclasses.dataclass
 class Vtpm:
-    """One vTPM of a guest: the version of its TPM, whether that has an endorsement key, who serves it, and what
-    the backend's configuration has for it beside the version."""
+    """One vTPM of a guest: the version of its TPM, whether that has an endorsement key, who serves
+    it, and what the backend's configuration has for it beside the version."""
 
     uuid: str
     version: str = "2.0"
@@ -36,11 +36,22 @@ class Outcome:
 
 
 class Guest:
-    """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much longer than with
-    a stock kernel all that it does may take; the host's own slowness comes to that."""
+    """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much
+    longer than with a stock kernel all that it does may take; the host's own slowness comes to
+    that."""
 
-    def __init__(self, machine, name, vtpms=(), vcpus=1, memory=512, options="", slowness=1, early="earlyprintk=xen",
-                 **config):
+    def __init__(
+        self,
+        machine,
+        name,
+        vtpms=(),
+        vcpus=1,
+        memory=512,
+        options="",
+        slowness=1,
+        early="earlyprintk=xen",
+        **config,
+    ):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
         self._slowness = slowness * wait.slowness()
         self._config = {
@@ -52,7 +63,9 @@ class Guest:
             **config,
         }
         if vtpms:
-            self._config["vtpm"] = [f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms]
+            self._config["vtpm"] = [
+                f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms
+            ]
         self.config = f"/run/{name}.cfg"
         self.create = f"xl create {self.config}"
         self.log = f"{machine.share}/console/guest-{name}.log"
@@ -66,8 +79,8 @@ class Guest:
         self.machine.must(f"cat >{self.config} <<'END'\n{text}END")
 
     def start(self, before=None):
-        """Creates the guest and waits until it takes commands. `before` is called when the toolstack has made it, and
-        it has not run."""
+        """Creates the guest and waits until it takes commands. `before` is called when the
+        toolstack has made it, and it has not run."""
         self.write_config()
         self.machine.must(f"{self.create} -p" if before else self.create, 120)
         if before:
@@ -82,8 +95,8 @@ class Guest:
             f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 
     def wait_ready(self, anew=False):
-        """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a while there is none of
-        that name."""
+        """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a
+        while there is none of that name."""
         self._wait(lambda line: "@@ready" in line, START_LIMIT, "start", anew)
 
     def _lines(self):
@@ -109,7 +122,10 @@ class Guest:
                 if DEAD.search(line):
                     raise BedError(f"guest {self.name} died during {what}: {line}")
             if time.monotonic() > until:
-                raise BedError(f"guest {self.name}: no end of {what} in {limit * self._slowness} s: see {self.log}")
+                raise BedError(
+                    f"guest {self.name}: no end of {what} in {limit * self._slowness} s: see"
+                    f" {self.log}"
+                )
             check += 1
             if check % 100 == 0 and not anew and not self.alive():
                 raise BedError(f"guest {self.name} is gone during {what}: see {self.log}")
@@ -136,7 +152,9 @@ class Guest:
         """Runs a script that has to succeed; returns its output."""
         done = self.run(script, limit)
         if done.code:
-            raise BedError(f"guest {self.name}: {script!r} ended with {done.code}: {done.output[-2000:]}")
+            raise BedError(
+                f"guest {self.name}: {script!r} ended with {done.code}: {done.output[-2000:]}"
+            )
         return done.output
 
     def alive(self):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a guest with one vTPM holds on account of it: event channels, grants, devices, memory. A leak in its driver shows
-as more of it after some cycles than before."""
+"""What a guest with one vTPM holds on account of it: event channels, grants, devices, memory. A
+leak in its driver shows as more of it after some cycles than before."""
 
 from testbed import wait
 from testbed.report import Failure
@@ -13,9 +13,11 @@ echo "devices: $(ls /sys/bus/xen/devices | grep vtpm | tr '\\n' ' ')"
 echo "interrupts: $(grep -cE 'vtpm|tpmif' /proc/interrupts)"
 echo "grants: $(python3 -E -s /bed/grants.py)"
 echo "users of the module: $(cat /sys/module/xen_tpmfront/refcnt)"
-# The debug kernel keeps memory that was freed, to see who uses it after that. What is lost there kmemleak finds.
+# The debug kernel keeps memory that was freed, to see who uses it after that. What is lost there
+# kmemleak finds.
 [ ! -e /sys/kernel/debug/kmemleak ] || exit 0
-# Of vmalloc's areas, the kernel keeps those that were given back until there are many: each script leaves two.
+# Of vmalloc's areas, the kernel keeps those that were given back until there are many: each script
+# leaves two.
 areas=$(awk '$1 == "vmap_area" { print 4 * $6 * $15 }' /proc/slabinfo)
 echo "slab KiB: $(($(sed -n 's/^SUnreclaim: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) - ${areas:-0}))"
 # Free pages that a processor keeps at hand are free, though MemAvailable leaves them out.
@@ -32,17 +34,19 @@ echo "mapped grants: $(xl dmesg -c |
 	sed -n "/for remote d$domid (/,/print_all ] done\\|for remote d/p" | grep -cE '^\\(XEN\\) *\\[0x')"
 """
 
-# What there may be more of than before, and less: memory is not to be had to the KiB, for the counters of each processor
-# and a shell's pages.
+# What there may be more of than before, and less: memory is not to be had to the KiB, for the
+# counters of each processor and a shell's pages.
 MORE = {"slab KiB": 160}
 LESS = {"free KiB": 1024}
-# The kernel keeps back a grant that the backend still maps, and looks each second whether it does; in seconds.
+# The kernel keeps back a grant that the backend still maps, and looks each second whether it does;
+# in seconds.
 PATIENCE = 10
 # How many free references the guest's grants.py tells.
 REFERENCES = 32
 
 
-# With a connected vTPM, each of these shows something: an instrument that shows nothing does not measure.
+# With a connected vTPM, each of these shows something: an instrument that shows nothing does not
+# measure.
 COUNTED = ("interrupts", "users of the module", "event channels", "mapped grants")
 NUMBERS = COUNTED + ("slab KiB", "free KiB")
 
@@ -54,15 +58,24 @@ def take(guest):
              if name in found and not (found[name].isdigit() and int(found[name]))]
     blind += [name for name in ("TPMs", "devices", "grants", *COUNTED) if not found.get(name)]
     if blind:
-        raise Failure(f"the instruments do not measure, with a vTPM connected to {guest.name}: {'; '.join(blind)}")
+        raise Failure(
+            f"the instruments do not measure, with a vTPM connected to {guest.name}:"
+            f" {'; '.join(blind)}"
+        )
     return found
 
 
 def look(guest):
     """What there is now: text by name."""
-    lines = guest.must(GUEST).splitlines() + guest.machine.must(DOM0.format(name=guest.name)).splitlines()
-    found = {name: value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark}
-    # The reference that the driver uses and those that are free are all there are, whichever it uses.
+    lines = (
+        guest.must(GUEST).splitlines()
+        + guest.machine.must(DOM0.format(name=guest.name)).splitlines()
+    )
+    found = {
+        name: value.strip() for name, mark, value in (line.partition(":") for line in lines) if mark
+    }
+    # The reference that the driver uses and those that are free are all there are, whichever it
+    # uses.
     references = (found["grants"] + " " + found.pop("ring-ref")).split()
     if len(references) < REFERENCES:
         raise Failure(f"{guest.name} does not say which grant references are free: {lines}")

@@ -20,7 +20,8 @@ def in_guest(guest, script, limit=60):
 
 
 def latency(guest, count):
-    """The median time of a command, in microseconds, over so many of them; their results are checked."""
+    """The median time of a command, in microseconds, over so many of them; their results are
+    checked."""
     done = guest.run(f"python3 -E -s /bed/steady.py count {guest.name} {count}", 240)
     if done.code:
         raise Failure(f"the honest guest: {done.output[-1500:]}")

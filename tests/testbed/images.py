@@ -100,7 +100,8 @@ class Modules:
         return os.path.basename(path).split(".ko")[0].replace("-", "_")
 
     def add(self, image, names, ours=()):
-        """Adds the modules, and our own under updates/; what is built in, or not there, is passed over."""
+        """Adds the modules, and our own under updates/; what is built in, or not there, is passed
+        over."""
         todo, done = [name.replace("-", "_") for name in names], set()
         with tempfile.TemporaryDirectory() as top:
             tree = f"{top}/lib/modules/{self.release}"
@@ -123,7 +124,9 @@ class Modules:
         source = f"{self.folder}/{self.path[name]}"
         target = f"{tree}/{self.path[name].removesuffix('.xz')}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        with (lzma.open if source.endswith(".xz") else open)(source, "rb") as old, open(target, "wb") as new:
+        with (lzma.open if source.endswith(".xz") else open)(source, "rb") as old, open(
+            target, "wb"
+        ) as new:
             shutil.copyfileobj(old, new)
 
 
@@ -154,16 +157,22 @@ def disk_dom0_image(modules):
 
 
 def python_files():
-    """The files of the Python modules that the guest needs, as the interpreter itself finds them."""
-    script = f"import json,sys,{','.join(GUEST_PYTHON)}\n" \
-        "import encodings.idna, encodings.ascii, encodings.latin_1, unittest.main\n" \
-        "print(json.dumps([m.__file__ for m in sys.modules.values() if getattr(m,'__file__',None)]))"
-    done = subprocess.run(["/usr/bin/python3", "-c", script], capture_output=True, text=True, check=True)
+    """The files of the Python modules that the guest needs, as the interpreter itself finds
+    them."""
+    script = (
+        f"import json,sys,{','.join(GUEST_PYTHON)}\nimport encodings.idna, encodings.ascii,"
+        " encodings.latin_1, unittest.main\nprint(json.dumps([m.__file__ for m in"
+        " sys.modules.values() if getattr(m,'__file__',None)]))"
+    )
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", script], capture_output=True, text=True, check=True
+    )
     return [path for path in json.loads(done.stdout) if path.startswith("/usr/lib/python3")]
 
 
 def guest_image(modules, selftests, ours, hostile):
-    """A guest's system: the tools of the TPM, our modules beside the stock ones, the bad frontend, and the checks."""
+    """A guest's system: the tools of the TPM, our modules beside the stock ones, the bad frontend,
+    and the checks."""
     image = base_image()
     add_programs(image, GUEST_PROGRAMS)
     for path in glob.glob("/usr/bin/tpm2_*"):

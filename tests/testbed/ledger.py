@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest's load that keeps a ledger of its TPM (tests/guest/ledger.py): starting it, and what it says."""
+"""A guest's load that keeps a ledger of its TPM (tests/guest/ledger.py): starting it, and what it
+says."""
 
 import re
 
@@ -18,7 +19,8 @@ def _text(guest):
 
 
 def read(guest):
-    """What the ledger says: a word, and numbers by name. Fails when it says that something is wrong."""
+    """What the ledger says: a word, and numbers by name. Fails when it says that something is
+    wrong."""
     text = _text(guest)
     if not re.match("working|waiting|ended", text):
         raise Failure(f"{guest.name}: {text}")

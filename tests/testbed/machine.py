@@ -12,12 +12,15 @@ import time
 
 from testbed import wait
 
-XEN_OPTIONS = "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info guest_loglvl=info noreboot=true"
+XEN_OPTIONS = (
+    "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info guest_loglvl=info noreboot=true"
+)
 BOOT_LIMIT = 120
 
-# Emulated time is a count of instructions, 4 ns for each, whatever the host does meanwhile; it jumps to the next
-# timer when all processors are idle. Without TSC deadlines and x2APIC Xen takes timers that go by that time. Without fast
-# string instructions the kernel clears and copies by loops: of those instructions each byte would be counted as one.
+# Emulated time is a count of instructions, 4 ns for each, whatever the host does meanwhile; it
+# jumps to the next timer when all processors are idle. Without TSC deadlines and x2APIC Xen takes
+# timers that go by that time. Without fast string instructions the kernel clears and copies by
+# loops: of those instructions each byte would be counted as one.
 ICOUNT = ["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off",
           "-cpu", "max,-rdtscp,-x2apic,-tsc-deadline,-erms,-fsrm,-fzrm,-fsrs,-fsrc",
           "-rtc", "base=2026-01-01T00:00:00,clock=vm"]
@@ -30,7 +33,8 @@ class BedError(Exception):
 
 
 class Machine:
-    """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions; the number is a seed."""
+    """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
+    the number is a seed."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
                  disk=None, icount=None):
@@ -44,18 +48,39 @@ class Machine:
         xen_line = f"{XEN_OPTIONS} dom0_mem={dom0_memory}M,max:{dom0_memory}M"
         dom0_line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
         self._command = [
-            "qemu-system-x86_64", *(REALTIME if icount is None else [*ICOUNT, "-seed", str(icount)]),
-            "-M", "q35", "-smp", str(cpus), "-m", str(memory),
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-kernel", xen, "-append", xen_line, "-initrd", f"{kernel} {dom0_line},{initrd}",
-            "-chardev", f"socket,id=con,path={work}/console.sock,server=on,wait=off,"
-                        f"logfile={work}/dom0.log",
-            "-serial", "chardev:con",
-            "-device", "virtio-serial-pci",
-            "-chardev", f"socket,id=agent,path={work}/agent.sock,server=on,wait=off",
-            "-device", "virtserialport,chardev=agent,name=agent",
-            "-fsdev", f"local,id=host,path={self.share},security_model=none",
-            "-device", "virtio-9p-pci,fsdev=host,mount_tag=host",
+            "qemu-system-x86_64",
+            *(REALTIME if icount is None else [*ICOUNT, "-seed", str(icount)]),
+            "-M",
+            "q35",
+            "-smp",
+            str(cpus),
+            "-m",
+            str(memory),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-kernel",
+            xen,
+            "-append",
+            xen_line,
+            "-initrd",
+            f"{kernel} {dom0_line},{initrd}",
+            "-chardev",
+            f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={work}/dom0.log",
+            "-serial",
+            "chardev:con",
+            "-device",
+            "virtio-serial-pci",
+            "-chardev",
+            f"socket,id=agent,path={work}/agent.sock,server=on,wait=off",
+            "-device",
+            "virtserialport,chardev=agent,name=agent",
+            "-fsdev",
+            f"local,id=host,path={self.share},security_model=none",
+            "-device",
+            "virtio-9p-pci,fsdev=host,mount_tag=host",
         ]
         # Counting instructions makes emulation some times slower, whatever its own clock says.
         self.patience = 1 if icount is None else 4
@@ -63,7 +88,10 @@ class Machine:
         self._boot_limit = wait.stretch(BOOT_LIMIT) * self.patience * (2 if disk else 1)
         if disk:
             # What is written to it goes with QEMU.
-            self._command += ["-drive", f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe"]
+            self._command += [
+                "-drive",
+                f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe",
+            ]
 
     def start(self):
         """Starts QEMU and waits for dom0's agent; returns the seconds that it took."""
@@ -95,7 +123,9 @@ class Machine:
 
     def _alive(self):
         if self._process.poll() is not None:
-            raise BedError(f"QEMU ended with code {self._process.returncode}: see {self.work}/dom0.log")
+            raise BedError(
+                f"QEMU ended with code {self._process.returncode}: see {self.work}/dom0.log"
+            )
         with open(f"{self.work}/dom0.log", "a+b") as log:
             log.seek(0)
             if b"Dom0 crashed" in log.read():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The bugs of tests/mutations, which are put into a copy of the source to see that the checks find them: on the host
-(suites/proof.py) and in a guest (the scenarios hostile_backend_seeded and driver_mutations)."""
+"""The bugs of tests/mutations, which are put into a copy of the source to see that the checks find
+them: on the host (suites/proof.py) and in a guest (the scenarios hostile_backend_seeded and
+driver_mutations)."""
 
 import glob
 import os
@@ -29,7 +30,8 @@ def says(path):
 
 
 def found_by(path):
-    """What has to find it, by the patch's line Found-by: the last of these words fails, and all before it do not."""
+    """What has to find it, by the patch's line Found-by: the last of these words fails, and all
+    before it do not."""
     match = re.search(r"^Found-by: (.*)$", read(os.path.relpath(path, TOP)), re.MULTILINE)
     if not match:
         raise StepError(f"{path} has no line Found-by: that names the check that finds it")
@@ -37,8 +39,8 @@ def found_by(path):
 
 
 def copy(folder, wanted):
-    """A copy of the sources that `wanted` says yes to, to be broken. With the time of now: what was built of the last mutant
-    would be taken for newer than an older file."""
+    """A copy of the sources that `wanted` says yes to, to be broken. With the time of now: what was
+    built of the last mutant would be taken for newer than an older file."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in filter(wanted, sources()):
         os.makedirs(os.path.dirname(f"{folder}/{name}"), exist_ok=True)
@@ -47,9 +49,17 @@ def copy(folder, wanted):
 
 def seed(path, folder, *how):
     """Puts a bug into a copy, or takes it out again; says why it cannot be done."""
-    done = subprocess.run(["patch", "-p1", "-s", "--fuzz=0", "-d", folder, "-i", path, *how], capture_output=True, text=True,
-                          check=False)
-    return f"the patch does not fit the code any more: {done.stdout}{done.stderr}" if done.returncode else None
+    done = subprocess.run(
+        ["patch", "-p1", "-s", "--fuzz=0", "-d", folder, "-i", path, *how],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (
+        f"the patch does not fit the code any more: {done.stdout}{done.stderr}"
+        if done.returncode
+        else None
+    )
 
 
 def build_module(kernel, path):

@@ -23,11 +23,31 @@ class BareMachine(Guest):
         self.patience = 1
         super().__init__(self, "bare")
         self._command = [
-            "qemu-system-x86_64", "-accel", "tcg", "-M", "q35", "-cpu", "max", "-m", "512",
-            "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet rdinit=/init panic=-1",
-            "-chardev", f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={self.log}",
-            "-serial", "chardev:con", *devices,
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-M",
+            "q35",
+            "-cpu",
+            "max",
+            "-m",
+            "512",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-kernel",
+            kernel,
+            "-initrd",
+            initrd,
+            "-append",
+            "console=ttyS0 quiet rdinit=/init panic=-1",
+            "-chardev",
+            f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={self.log}",
+            "-serial",
+            "chardev:con",
+            *devices,
         ]
 
     def start(self):
@@ -47,7 +67,8 @@ class BareMachine(Guest):
         return self._process.poll() is None
 
     def _lines(self):
-        # They are read from the log. What nobody takes from the socket keeps QEMU from writing more.
+        # They are read from the log. What nobody takes from the socket keeps QEMU from writing
+        # more.
         with contextlib.suppress(BlockingIOError):
             while self._console.recv(65536, socket.MSG_DONTWAIT):
                 pass

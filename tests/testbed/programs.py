@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds the programs and modules that tests bring along, and says where they are. Cargo builds the programs with
-the daemon (tools/build.py)."""
+"""Builds the programs and modules that tests bring along, and says where they are. Cargo builds the
+programs with the daemon (tools/build.py)."""
 
 import os
 
@@ -32,12 +32,17 @@ def hostile_backend_path():
 
 def bench_path(name):
     """A program or a module of tests/bench."""
-    return f"{BUILD}/bench/module/{name}" if name.endswith(".ko") else f"{BUILD}/cargo/release/{name}"
+    return (
+        f"{BUILD}/bench/module/{name}" if name.endswith(".ko") else f"{BUILD}/cargo/release/{name}"
+    )
 
 
 def build_bench_modules(kernel):
     """Builds the modules that stand beside ours where time is taken."""
     target = f"{BUILD}/bench/module"
     os.makedirs(target, exist_ok=True)
-    must(["make", "-C", kernel.build, f"M={TOP}/tests/bench", f"MO={target}", "modules"], "bench-modules.log",
-         f"the modules of tests/bench do not build for {kernel.release}")
+    must(
+        ["make", "-C", kernel.build, f"M={TOP}/tests/bench", f"MO={target}", "modules"],
+        "bench-modules.log",
+        f"the modules of tests/bench do not build for {kernel.release}",
+    )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a guest without Xen would have: QEMU's emulated TPM interfaces (TIS, CRB) with swtpm. Counts how often a command
-makes the guest leave for QEMU."""
+"""What a guest without Xen would have: QEMU's emulated TPM interfaces (TIS, CRB) with swtpm. Counts
+how often a command makes the guest leave for QEMU."""
 
 import os
 import subprocess
@@ -21,18 +21,47 @@ class EmulatedTpm:
     def __init__(self, work, kernel, initrd, device, state):
         self._socket, self._log = f"{work}.swtpm", f"{work}.trace"
         self._state = state
-        traces = [word for name in ACCESSES if name.startswith(device.replace("-", "_")) for word in ("-trace", name)]
-        self.machine = BareMachine(work, kernel, initrd, [
-            "-chardev", f"socket,id=tpm,path={self._socket}", "-tpmdev", "emulator,id=tpm0,chardev=tpm",
-            "-device", f"{device},tpmdev=tpm0", *traces, "-D", self._log])
+        traces = [
+            word
+            for name in ACCESSES
+            if name.startswith(device.replace("-", "_"))
+            for word in ("-trace", name)
+        ]
+        self.machine = BareMachine(
+            work,
+            kernel,
+            initrd,
+            [
+                "-chardev",
+                f"socket,id=tpm,path={self._socket}",
+                "-tpmdev",
+                "emulator,id=tpm0,chardev=tpm",
+                "-device",
+                f"{device},tpmdev=tpm0",
+                *traces,
+                "-D",
+                self._log,
+            ],
+        )
 
     def __enter__(self):
         for path in (self._socket, self._log):
             if os.path.exists(path):
                 os.unlink(path)
         self._swtpm = subprocess.Popen(
-            ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={self._state}", "--ctrl", f"type=unixio,path={self._socket}",
-             "--flags", "startup-clear"], stdin=subprocess.DEVNULL)
+            [
+                "swtpm",
+                "socket",
+                "--tpm2",
+                "--tpmstate",
+                f"dir={self._state}",
+                "--ctrl",
+                f"type=unixio,path={self._socket}",
+                "--flags",
+                "startup-clear",
+            ],
+            stdin=subprocess.DEVNULL,
+        )
         try:
             self.machine.start()
         except BaseException:
@@ -51,7 +80,9 @@ class EmulatedTpm:
 
     def _run(self, command, rounds):
         before = self._accesses()
-        output = self.machine.must(f"xen-tpm-timing time {rounds} {command.packet} tpm=/dev/tpm0", 600)
+        output = self.machine.must(
+            f"xen-tpm-timing time {rounds} {command.packet} tpm=/dev/tpm0", 600
+        )
         times = {name: [int(number) for number in numbers]
                  for name, *numbers in (line.split() for line in output.splitlines())}
         return self._accesses() - before, median(times["tpm"]) / 1000

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The report: a line for each check while it runs, then JSON, Markdown and JUnit's XML, written anew after each check. Until
-the run ends they say "interrupted"."""
+"""The report: a line for each check while it runs, then JSON, Markdown and JUnit's XML, written
+anew after each check. Until the run ends they say "interrupted"."""
 
 import datetime
 import json
@@ -15,7 +15,8 @@ from tools import steps
 
 # `noted` is a result to be compared, which is neither good nor bad.
 STATUSES = ("pass", "fail", "skip", "noted")
-# Checks that may be skipped, with what is missing for them. Any other skip is a failure: it looked at nothing.
+# Checks that may be skipped, with what is missing for them. Any other skip is a failure: it looked
+# at nothing.
 MAY_SKIP = {"trusted_keys": "the stock kernels have no CONFIG_TRUSTED_KEYS",
             "counters": "the C driver has none",
             "isolation::landlock_is_on_where_the_kernel_has_it": "the host's kernel may have none",
@@ -48,7 +49,9 @@ class Report:
         self.ended = False
         self._lock = threading.Lock()
         self._about = {
-            "report": name, "selection": selection or "all", "commit": os.environ.get("XT_COMMIT") or "unknown",
+            "report": name,
+            "selection": selection or "all",
+            "commit": os.environ.get("XT_COMMIT") or "unknown",
             "host": f"{os.cpu_count()} processors, Linux {platform.release()}",
             "began": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         }
@@ -57,8 +60,15 @@ class Report:
     def add(self, suite, name, status, seconds, detail=""):
         """Takes down how a check ended."""
         assert status in STATUSES
-        if status == "skip" and self.name not in COMPARED and name.rpartition(": ")[2] not in MAY_SKIP:
-            status, detail = "fail", f"skipped, and nothing may be skipped here but {', '.join(MAY_SKIP)}: {detail}"
+        if (
+            status == "skip"
+            and self.name not in COMPARED
+            and name.rpartition(": ")[2] not in MAY_SKIP
+        ):
+            status, detail = (
+                "fail",
+                f"skipped, and nothing may be skipped here but {', '.join(MAY_SKIP)}: {detail}",
+            )
         lines = [f"{status.upper():4} {suite}: {name} ({seconds:.1f} s)"]
         if status != "pass":
             lines += [f"       {line}" for line in detail.strip().splitlines()[-25:]]
@@ -69,8 +79,8 @@ class Report:
             self.write()
 
     def check(self, suite, name, function, *arguments):
-        """Runs a check that is a Python function; what it returns is the detail. True if it did not fail. Whatever a check
-        raises is its own failure, and ends no other."""
+        """Runs a check that is a Python function; what it returns is the detail. True if it did not
+        fail. Whatever a check raises is its own failure, and ends no other."""
         start = time.monotonic()
         status, detail = "pass", ""
         try:
@@ -97,9 +107,16 @@ class Report:
 
     def write(self):
         """Writes the files; each is whole at any time."""
-        about = {**self._about, "state": "complete" if self.ended else "interrupted", "totals": self.totals()}
-        for ending, text in (("json", json.dumps({**about, "checks": self.checks}, indent=1) + "\n"),
-                             ("md", self._markdown(about)), ("xml", self._junit())):
+        about = {
+            **self._about,
+            "state": "complete" if self.ended else "interrupted",
+            "totals": self.totals(),
+        }
+        for ending, text in (
+            ("json", json.dumps({**about, "checks": self.checks}, indent=1) + "\n"),
+            ("md", self._markdown(about)),
+            ("xml", self._junit()),
+        ):
             path = f"{steps.REPORT}/{self.name}.{ending}"
             os.makedirs(steps.REPORT, exist_ok=True)
             with open(f"{path}.new", "w", encoding="utf-8") as file:
@@ -109,7 +126,9 @@ class Report:
     def _markdown(self, about):
         state = "" if self.ended else " **interrupted: the run did not come to its end**"
         lines = [f"# Report: {self.name}", "", f"{self.totals()}{state}", ""]
-        lines += [f"- {name}: {about[name]}" for name in ("commit", "began", "host", "selection")] + [""]
+        lines += [
+            f"- {name}: {about[name]}" for name in ("commit", "began", "host", "selection")
+        ] + [""]
         try:
             with open(f"{steps.REPORT}/versions.lock", encoding="ascii") as file:
                 lines += ["```", file.read().strip(), "```", ""]
@@ -118,25 +137,49 @@ class Report:
         if self.columns:
             lines += self._comparison()
         for suite in dict.fromkeys(check["suite"] for check in self.checks):
-            lines += [f"## {suite}", "", "| check | status | seconds | detail |", "| --- | --- | --- | --- |"]
+            lines += [
+                f"## {suite}",
+                "",
+                "| check | status | seconds | detail |",
+                "| --- | --- | --- | --- |",
+            ]
             for check in self.checks:
                 if check["suite"] == suite:
                     detail = check["detail"].replace("|", "\\|").splitlines()[-1:] or [""]
-                    lines.append(f"| {check['name']} | {check['status']} | {check['seconds']} | {detail[0][:160]} |")
+                    lines.append(
+                        f"| {check['name']} | {check['status']} | {check['seconds']} |"
+                        f" {detail[0][:160]} |"
+                    )
             lines.append("")
         failed = [check for check in self.checks if check["status"] == "fail"]
         for check in failed:
-            lines += [f"### Failed: {check['suite']}: {check['name']}", "", "```", check["detail"], "```", ""]
+            lines += [
+                f"### Failed: {check['suite']}: {check['name']}",
+                "",
+                "```",
+                check["detail"],
+                "```",
+                "",
+            ]
         return "\n".join(lines)
 
     def _junit(self):
         lines = [f'<testsuite name={quoteattr(self.name)} tests="{len(self.checks)}" '
                  f'failures="{self.count("fail")}" skipped="{self.count("skip")}">']
         for check in self.checks:
-            detail = quoteattr("".join(sign for sign in check["detail"][-2000:] if sign.isprintable() or sign in "\n\t"))
-            inner = {"fail": f"<failure message={detail}/>", "skip": f"<skipped message={detail}/>"}.get(check["status"], "")
-            lines.append(f'<testcase classname={quoteattr(check["suite"])} name={quoteattr(check["name"])} '
-                         f'time="{check["seconds"]}">{inner}</testcase>')
+            detail = quoteattr(
+                "".join(
+                    sign for sign in check["detail"][-2000:] if sign.isprintable() or sign in "\n\t"
+                )
+            )
+            inner = {
+                "fail": f"<failure message={detail}/>",
+                "skip": f"<skipped message={detail}/>",
+            }.get(check["status"], "")
+            lines.append(
+                f'<testcase classname={quoteattr(check["suite"])} name={quoteattr(check["name"])} '
+                f'time="{check["seconds"]}">{inner}</testcase>'
+            )
         return "\n".join(lines + ["</testsuite>"]) + "\n"
 
     def _comparison(self):
@@ -147,10 +190,17 @@ class Report:
         lines = ["## Side by side", "", "| check | " + " | ".join(self.columns) + " |",
                  "| --- " * (len(self.columns) + 1) + "|"]
         for (suite, name), found in cells.items():
-            lines.append(f"| {suite}: {name} | " + " | ".join(found.get(name, "-") for name in self.columns) + " |")
+            lines.append(
+                f"| {suite}: {name} | "
+                + " | ".join(found.get(name, "-") for name in self.columns)
+                + " |"
+            )
         return lines + [""]
 
     def totals(self):
         """The closing line."""
-        line = f"{self.count('pass')} passed, {self.count('fail')} failed, {self.count('skip')} skipped"
+        line = (
+            f"{self.count('pass')} passed, {self.count('fail')} failed, {self.count('skip')}"
+            " skipped"
+        )
         return f"{line}, {self.count('noted')} noted" if self.count("noted") else line

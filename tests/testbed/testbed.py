@@ -28,12 +28,16 @@ class Testbed:
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
         self.suite = f"{'testbed' if report.name != 'compare' else driver}/{name}"
-        # Dom0's, and the guests', which may be one of our own; with the debug kernel they are slower and need more
-        # memory.
+        # Dom0's, and the guests', which may be one of our own; with the debug kernel they are
+        # slower and need more memory.
         self.kernel, self.guest_kernel = kernel, own or kernel
         self.debug = isinstance(self.guest_kernel, debug_kernel.DebugKernel)
         self._slowness = DEBUG_SLOWNESS if self.debug else 1
-        self.work = f"{BUILD}/testbed/{name}" if report.name != "compare" else f"{BUILD}/testbed/{name}-{driver}"
+        self.work = (
+            f"{BUILD}/testbed/{name}"
+            if report.name != "compare"
+            else f"{BUILD}/testbed/{name}-{driver}"
+        )
         self.machine = None
         self._uuids = 0
 
@@ -44,8 +48,8 @@ class Testbed:
 
     @property
     def cancel_limit(self):
-        """How long (s) a process with a command may be there after it was killed, or its TPM detached: the cancel has
-        5 s, and the rest is for what comes before and after that."""
+        """How long (s) a process with a command may be there after it was killed, or its TPM
+        detached: the cancel has 5 s, and the rest is for what comes before and after that."""
         return 5.0 + 3.0 * self.slowness
 
     def vtpm(self, version="2.0", key=True, **more):
@@ -57,10 +61,18 @@ class Testbed:
         """Writes the guests' initramfs, with more `files`; returns its path."""
         folder = f"{self.work}-images"
         os.makedirs(folder, exist_ok=True)
-        ours = [] if isinstance(self.guest_kernel, intree.InTree) else [build.module_path(self.guest_kernel)]
+        ours = (
+            []
+            if isinstance(self.guest_kernel, intree.InTree)
+            else [build.module_path(self.guest_kernel)]
+        )
         ours += programs.inject_paths(self.guest_kernel) if self.debug else []
-        image = images.guest_image(images.Modules(self.guest_kernel.modules),
-                                   f"{self.kernel.source}/tools/testing/selftests/tpm2", ours, programs.hostile_path())
+        image = images.guest_image(
+            images.Modules(self.guest_kernel.modules),
+            f"{self.kernel.source}/tools/testing/selftests/tpm2",
+            ours,
+            programs.hostile_path(),
+        )
         for path, source in (files or {}).items():
             image.program(path, source)
         image.write(f"{folder}/guest.cpio")
@@ -69,15 +81,18 @@ class Testbed:
     def write_driver_domain_image(self, trees):
         """Writes the initramfs of a driver domain, with these folders; returns its path."""
         os.makedirs(f"{self.work}-images", exist_ok=True)
-        image = images.driver_domain_image(images.Modules(self.guest_kernel.modules), build.backend_path())
+        image = images.driver_domain_image(
+            images.Modules(self.guest_kernel.modules), build.backend_path()
+        )
         for path, source in trees.items():
             image.tree(path, source)
         image.write(f"{self.work}-images/driver.cpio")
         return f"{self.work}-images/driver.cpio"
 
     def boot(self, vtpms, cpus=1, options="", config="", files=None, guest_files=None, **machine):
-        """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of `vtpms`. `config`
-        is more of its configuration, for all of them; `machine` is memory and the like."""
+        """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of
+        `vtpms`. `config` is more of its configuration, for all of them; `machine` is memory and the
+        like."""
         dom0 = images.dom0_image(images.Modules(self.kernel.modules), build.backend_path())
         dom0.file("/boot/guest.cpio", self.write_guest_image(guest_files))
         folder = f"{self.work}-images"
@@ -91,17 +106,29 @@ class Testbed:
                                cpus=cpus, options=options, **machine)
         seconds = self.machine.start()
         wait.booted(seconds)
-        versions = "".join(f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms)
-        self.machine.must(f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd check-config")
+        versions = "".join(
+            f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms
+        )
+        self.machine.must(
+            f"cat >/etc/xen-vtpmd.toml <<'END'\n[tpm]\n{config}\n{versions}END\nxen-vtpmd"
+            " check-config"
+        )
         self.start_backend()
         return seconds
 
     def boot_disk(self, disk, files):
-        """Boots a dom0 that is on a disk and has systemd, with `files` below /host there; nothing else is started."""
+        """Boots a dom0 that is on a disk and has systemd, with `files` below /host there; nothing
+        else is started."""
         image = images.disk_dom0_image(images.Modules(self.kernel.modules))
-        files = {"boot/guest.cpio": self.write_guest_image(), "boot/vmlinux": self.kernel.vmlinux, **files}
+        files = {
+            "boot/guest.cpio": self.write_guest_image(),
+            "boot/vmlinux": self.kernel.vmlinux,
+            **files,
+        }
         image.write(f"{self.work}-images/dom0.cpio")
-        self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{self.work}-images/dom0.cpio", disk=disk)
+        self.machine = Machine(
+            self.work, self.xen, self.kernel.vmlinux, f"{self.work}-images/dom0.cpio", disk=disk
+        )
         for path, source in files.items():
             os.makedirs(os.path.dirname(f"{self.machine.share}/{path}"), exist_ok=True)
             shutil.copy(source, f"{self.machine.share}/{path}")
@@ -114,8 +141,11 @@ class Testbed:
 
     def stop_backend(self, how="xen-vtpmd stop"):
         """Ends the backend, and waits until it is gone; `how` may use $pid, its process."""
-        self.machine.must(f"pid=$(cat /run/xen-vtpmd.pid); {how}; "
-                          "timeout 30 sh -c \"while kill -0 $pid 2>/dev/null; do sleep 0.1; done\"", 60)
+        self.machine.must(
+            f"pid=$(cat /run/xen-vtpmd.pid); {how}; "
+            'timeout 30 sh -c "while kill -0 $pid 2>/dev/null; do sleep 0.1; done"',
+            60,
+        )
 
     def record(self, name, function, *arguments):
         """Runs a check in Python."""
@@ -136,11 +166,18 @@ class Testbed:
             self.report.add(self.suite, f"{guest.name}: {name}", status, done.seconds, detail)
 
     def new_guest(self, name, vtpms=(), memory=512, **options):
-        """A guest that is not started yet. The debug kernel needs more memory, and is none for PV guests."""
+        """A guest that is not started yet. The debug kernel needs more memory, and is none for PV
+        guests."""
         if self.debug:
             memory += DEBUG_MEMORY
-            options = {"type": "'pvh'", "vcpus": self.guest_kernel.vcpus, "slowness": self._slowness, "tsc_mode": "'native'",
-                       "early": "tsc=nowatchdog", **options}
+            options = {
+                "type": "'pvh'",
+                "vcpus": self.guest_kernel.vcpus,
+                "slowness": self._slowness,
+                "tsc_mode": "'native'",
+                "early": "tsc=nowatchdog",
+                **options,
+            }
             options["options"] = f"{self.guest_kernel.options} {options.get('options', '')}"
         return Guest(self.machine, name, vtpms, memory=memory, **options)
 
@@ -152,7 +189,9 @@ class Testbed:
     def guest(self, name, vtpms, **options):
         """Starts a guest; at its end looks through its kernel log and shuts it down."""
         versions = ",".join(vtpm.version for vtpm in vtpms)
-        options["options"] = f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
+        options["options"] = (
+            f"bed.driver={self.driver} bed.tpms={versions} {options.get('options', '')}"
+        )
         guest = self.new_guest(name, vtpms, **options)
         start, started = time.monotonic(), False
         try:
@@ -165,8 +204,13 @@ class Testbed:
             guest.shutdown()
             self.report.add(self.suite, f"{name}: shuts down", "pass", time.monotonic() - start)
         except BedError as why:
-            self.report.add(self.suite, f"{name}: lives to the end", "fail", time.monotonic() - start,
-                            f"{why}\n{self._tail(name)}")
+            self.report.add(
+                self.suite,
+                f"{name}: lives to the end",
+                "fail",
+                time.monotonic() - start,
+                f"{why}\n{self._tail(name)}",
+            )
             with contextlib.suppress(BedError):
                 guest.destroy()
             # There is no guest for the rest of the scenario.
@@ -175,7 +219,9 @@ class Testbed:
 
     def _tail(self, name):
         with contextlib.suppress(OSError):
-            with open(f"{self.work}/host/console/guest-{name}.log", encoding="utf-8", errors="replace") as file:
+            with open(
+                f"{self.work}/host/console/guest-{name}.log", encoding="utf-8", errors="replace"
+            ) as file:
                 return file.read()[-2000:]
         return ""
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What xl does to a guest and its vTPM: attach, detach, refuse, save, restore. Each fails where xl, xenstore or dom0's
-processes are not as they have to be afterwards."""
+"""What xl does to a guest and its vTPM: attach, detach, refuse, save, restore. Each fails where xl,
+xenstore or dom0's processes are not as they have to be afterwards."""
 
 import re
 import time

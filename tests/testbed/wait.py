@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Waiting: one loop for all that polls, and how much longer than on a quiet host each timeout is. SLOWNESS= sets
-that; without it, it is measured by the time that dom0 takes to boot."""
+"""Waiting: one loop for all that polls, and how much longer than on a quiet host each timeout is.
+SLOWNESS= sets that; without it, it is measured by the time that dom0 takes to boot."""
 
 import os
 import time
@@ -34,8 +34,11 @@ def booted(seconds):
     found = min(MOST, max(1, round(seconds / QUICK_BOOT)))
     if not HOST.chosen and found > HOST.measured:
         HOST.measured = found
-        print(f"    dom0 took {seconds:.0f} s to boot: every timeout is {found} times as long from now on "
-              "(SLOWNESS= sets that)", flush=True)
+        print(
+            f"    dom0 took {seconds:.0f} s to boot: every timeout is {found} times as long from"
+            " now on (SLOWNESS= sets that)",
+            flush=True,
+        )
 
 
 def stretch(seconds):
@@ -44,8 +47,8 @@ def stretch(seconds):
 
 
 def until(function, seconds, what, pause=0.2, error=Failure):
-    """Calls `function` until what it returns is true, and returns that. After the timeout it fails; `what` is the text
-    for that, or a function that returns it."""
+    """Calls `function` until what it returns is true, and returns that. After the timeout it fails;
+    `what` is the text for that, or a function that returns it."""
     end = time.monotonic() + stretch(seconds)
     while not (found := function()):
         if time.monotonic() > end:

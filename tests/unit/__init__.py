@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Unit tests of the tools and of the testbed, with made-up input: python3 -m unittest discover -s tests/unit -t ."""
+"""Unit tests of the tools and of the testbed, with made-up input: python3 -m unittest discover -s
+tests/unit -t ."""
 
 import os
 import sys

@@ -28,8 +28,11 @@ class OfChecks(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
-        for patch in (mock.patch.object(reports.steps, "REPORT", self.folder.name), mock.patch("builtins.print"),
-                      mock.patch.dict(os.environ, {"XT_COMMIT": "abc-dirty"})):
+        for patch in (
+            mock.patch.object(reports.steps, "REPORT", self.folder.name),
+            mock.patch("builtins.print"),
+            mock.patch.dict(os.environ, {"XT_COMMIT": "abc-dirty"}),
+        ):
             patch.start()
             self.addCleanup(patch.stop)
 
@@ -45,7 +48,10 @@ class OfChecks(unittest.TestCase):
         self.assertIn("interrupted", self.written()[1])
         report.check("s", "one", lambda: "fine")
         found, text = self.written()
-        self.assertEqual((found["state"], found["commit"], found["selection"]), ("interrupted", "abc-dirty", "SCENARIOS=x"))
+        self.assertEqual(
+            (found["state"], found["commit"], found["selection"]),
+            ("interrupted", "abc-dirty", "SCENARIOS=x"),
+        )
         self.assertEqual(found["checks"][0]["detail"], "fine")
         self.assertIn("interrupted", text)
         report.end()
@@ -65,7 +71,14 @@ class OfChecks(unittest.TestCase):
 
     def test_any_exception_is_that_checks_failure(self):
         report = Report("tests")
-        for error in (Failure("a"), StepError("b"), KeyError("c"), OSError(28, "d"), TypeError("e"), IndexError("f")):
+        for error in (
+            Failure("a"),
+            StepError("b"),
+            KeyError("c"),
+            OSError(28, "d"),
+            TypeError("e"),
+            IndexError("f"),
+        ):
             self.assertFalse(report.check("s", "bad", raising(error)))
         self.assertTrue(report.check("s", "good", lambda: ""))
         self.assertEqual(report.totals(), "1 passed, 6 failed, 0 skipped")

@@ -11,15 +11,21 @@ from tools.kernels import common, prepare
 from tools.steps import StepError
 
 INDEX = {
-    "linux-headers-7.1.9+deb13-amd64": ["7.1.9-1"], "linux-source-7.1": ["7.1.9-1"],
-    "linux-headers-7.2.3+deb13-amd64": ["7.2.3-1"], "linux-headers-7.2.12+deb13-amd64": ["7.2.12-1"],
+    "linux-headers-7.1.9+deb13-amd64": ["7.1.9-1"],
+    "linux-source-7.1": ["7.1.9-1"],
+    "linux-headers-7.2.3+deb13-amd64": ["7.2.3-1"],
+    "linux-headers-7.2.12+deb13-amd64": ["7.2.12-1"],
     "linux-headers-7.2.13+deb13-amd64": ["7.2.13-1"],
     "linux-source-7.2": ["7.2.12-1", "7.2.3-1"],
-    "linux-binary-7.2.12+deb13-amd64": ["7.2.12-1"], "linux-modules-7.2.12+deb13-amd64": ["7.2.12-1"],
-    "linux-headers-7.10.1+deb13-amd64": ["7.10.1-1"], "linux-source-7.10": ["7.10.1-1"],
+    "linux-binary-7.2.12+deb13-amd64": ["7.2.12-1"],
+    "linux-modules-7.2.12+deb13-amd64": ["7.2.12-1"],
+    "linux-headers-7.10.1+deb13-amd64": ["7.10.1-1"],
+    "linux-source-7.10": ["7.10.1-1"],
     "linux-binary-7.10.1+deb13-amd64": ["7.10.1-1"],
-    "linux-headers-7.3.4+deb13-amd64": ["7.3.4-1"], "linux-source-7.3": ["7.3.4-1"],
-    "linux-binary-7.3.4+deb13-amd64": ["7.3.4-1"], "linux-modules-7.3.4+deb13-amd64": ["7.3.4-1"],
+    "linux-headers-7.3.4+deb13-amd64": ["7.3.4-1"],
+    "linux-source-7.3": ["7.3.4-1"],
+    "linux-binary-7.3.4+deb13-amd64": ["7.3.4-1"],
+    "linux-modules-7.3.4+deb13-amd64": ["7.3.4-1"],
     "linux-headers-7.2.12+deb13-cloud-amd64": ["7.2.12-1"],
 }
 
@@ -47,18 +53,26 @@ class Versions(unittest.TestCase):
         self.assertEqual([kernel.bootable for kernel in self.resolve()], [True, True, False])
 
     def test_an_index_without_a_kernel_is_an_error(self):
-        with mock.patch.object(prepare, "output", lambda *_: ""), self.assertRaisesRegex(StepError, "no linux-headers"):
+        with mock.patch.object(prepare, "output", lambda *_: ""), self.assertRaisesRegex(
+            StepError, "no linux-headers"
+        ):
             prepare.resolve()
 
     def test_newest_known_first_unknown_last(self):
-        self.assertEqual([kernel.series for kernel in prepare.chosen(self.resolve())], ["7.3", "7.2", "7.10"])
+        self.assertEqual(
+            [kernel.series for kernel in prepare.chosen(self.resolve())], ["7.3", "7.2", "7.10"]
+        )
 
     def test_kernel_chooses_the_first(self):
         with mock.patch.dict(os.environ, {"KERNEL": "7.2"}):
-            self.assertEqual([kernel.series for kernel in prepare.chosen(self.resolve())], ["7.2", "7.3", "7.10"])
+            self.assertEqual(
+                [kernel.series for kernel in prepare.chosen(self.resolve())], ["7.2", "7.3", "7.10"]
+            )
 
     def test_a_kernel_that_is_not_there(self):
-        with mock.patch.dict(os.environ, {"KERNEL": "7.4"}), self.assertRaisesRegex(StepError, "has 7.3, 7.2, 7.10"):
+        with mock.patch.dict(os.environ, {"KERNEL": "7.4"}), self.assertRaisesRegex(
+            StepError, "has 7.3, 7.2, 7.10"
+        ):
             prepare.chosen(self.resolve())
 
     def test_lock_comes_back(self):
@@ -68,14 +82,18 @@ class Versions(unittest.TestCase):
                 mock.patch.object(prepare.steps, "REPORT", folder):
             prepare.write_lock(self.resolve()[:2], "4.20-1")
             found = prepare.of_lock(f"{folder}/versions.lock")
-            self.assertEqual([prepare.Kernel(**fields) for fields in found["kernels"]], self.resolve()[:2])
+            self.assertEqual(
+                [prepare.Kernel(**fields) for fields in found["kernels"]], self.resolve()[:2]
+            )
             self.assertEqual(found["xen"], "4.20-1")
             packages["rustc"] = "1.90"
             with self.assertRaisesRegex(StepError, "rustc 1.85 .here 1.90"):
                 prepare.of_lock(f"{folder}/versions.lock")
 
     def test_a_file_that_is_no_lock(self):
-        with tempfile.NamedTemporaryFile("w") as file, mock.patch.object(prepare, "locked_packages", dict):
+        with tempfile.NamedTemporaryFile("w") as file, mock.patch.object(
+            prepare, "locked_packages", dict
+        ):
             file.write("hello\n")
             file.flush()
             with self.assertRaisesRegex(StepError, "is no versions.lock"):
@@ -88,10 +106,14 @@ class NoNetwork(unittest.TestCase):
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
-        for patch in (mock.patch.object(prepare, "CACHE", self.folder.name),
-                      mock.patch.object(prepare, "output", lambda *_: "1.85"),
-                      mock.patch.object(prepare, "update_index", mock.Mock(side_effect=StepError("no answer"))),
-                      mock.patch.dict(os.environ, {"XT_VERSIONS": "", "COLD": ""})):
+        for patch in (
+            mock.patch.object(prepare, "CACHE", self.folder.name),
+            mock.patch.object(prepare, "output", lambda *_: "1.85"),
+            mock.patch.object(
+                prepare, "update_index", mock.Mock(side_effect=StepError("no answer"))
+            ),
+            mock.patch.dict(os.environ, {"XT_VERSIONS": "", "COLD": ""}),
+        ):
             patch.start()
             self.addCleanup(patch.stop)
         self.known = f"{self.folder.name}/resolved-1.85-{os.stat('/').st_ino}.json"
@@ -106,7 +128,10 @@ class NoNetwork(unittest.TestCase):
         os.utime(self.known, (0, 0))
         with mock.patch("builtins.print") as said:
             self.assertEqual(prepare.resolved()["xen"], "4.20")
-        self.assertRegex(" ".join(str(call) for call in said.call_args_list), r"no answer: going on .* \d+ days ago")
+        self.assertRegex(
+            " ".join(str(call) for call in said.call_args_list),
+            r"no answer: going on .* \d+ days ago",
+        )
 
 
 class OneFails(unittest.TestCase):
@@ -120,9 +145,14 @@ class OneFails(unittest.TestCase):
                 raise StepError("another rustc")
 
         with tempfile.TemporaryDirectory() as folder, mock.patch.multiple(
-                prepare, CACHE=folder, prepare_kernel=prepare_kernel, xen_image=lambda _: "xen", forget_old=lambda _: None,
-                write_lock=lambda *_: None, resolved=lambda: {"kernels": [vars(kernel) for kernel in kernels], "xen": "4"}), \
-                mock.patch.dict(os.environ, {"COLD": ""}), mock.patch("builtins.print"):
+            prepare,
+            CACHE=folder,
+            prepare_kernel=prepare_kernel,
+            xen_image=lambda _: "xen",
+            forget_old=lambda _: None,
+            write_lock=lambda *_: None,
+            resolved=lambda: {"kernels": [vars(kernel) for kernel in kernels], "xen": "4"},
+        ), mock.patch.dict(os.environ, {"COLD": ""}), mock.patch("builtins.print"):
             have = prepare.prepare()
         self.assertEqual([kernel.series for kernel in have.kernels], ["7.2"])
         self.assertEqual(have.failed, {"7.3.1": "another rustc"})
@@ -143,10 +173,15 @@ class Renamed(unittest.TestCase):
         self.assertEqual(self.lacking("CONFIG_SYSCTL=y\n", "CONFIG_PROC_SYSCTL=y\n"), [])
 
     def test_neither_name(self):
-        self.assertEqual(self.lacking("CONFIG_X=y\n", "CONFIG_PROC_SYSCTL=y\n"), ["CONFIG_PROC_SYSCTL=y"])
+        self.assertEqual(
+            self.lacking("CONFIG_X=y\n", "CONFIG_PROC_SYSCTL=y\n"), ["CONFIG_PROC_SYSCTL=y"]
+        )
 
     def test_an_option_that_is_gone(self):
-        self.assertEqual(self.lacking("CONFIG_A=y\n", "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\n"), ["CONFIG_B=y"])
+        self.assertEqual(
+            self.lacking("CONFIG_A=y\n", "CONFIG_A=y\nCONFIG_B=y\n# CONFIG_C is not set\n"),
+            ["CONFIG_B=y"],
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernels of our own have in common: linux-source with the parts that a guest of the bed needs, configured by
-tinyconfig and a fragment."""
+"""What the kernels of our own have in common: linux-source with the parts that a guest of the bed
+needs, configured by tinyconfig and a fragment."""
 
 import contextlib
 import dataclasses
@@ -12,11 +12,15 @@ import shutil
 from tools.kernels import prepare
 from tools.steps import StepError, must, need_space, step
 
-# All of linux-source but what no guest of the bed needs; the files that say what there is are needed all the same.
-SKIP = re.compile(r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
+# All of linux-source but what no guest of the bed needs; the files that say what there is are
+# needed all the same.
+SKIP = re.compile(
+    r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
     |drivers/(gpu|infiniband|media|net|scsi|staging)/[^/]+
     |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
-    |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""", re.VERBOSE)
+    |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""",
+    re.VERBOSE,
+)
 BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
 OPTION = re.compile(r"CONFIG_\w+")
 # What newer kernels call an option. The fragments have both names; one of them has to come out.
@@ -65,7 +69,9 @@ def otherwise(fragment, lines):
     other = [line.strip() for line in lines if "CONFIG_" in line]
     options = {OPTION.search(line)[0] for line in other}
     with open(fragment, encoding="ascii") as file:
-        same = [line for line in file.read().splitlines() if options.isdisjoint(OPTION.findall(line))]
+        same = [
+            line for line in file.read().splitlines() if options.isdisjoint(OPTION.findall(line))
+        ]
     return "\n".join(same + other) + "\n"
 
 
@@ -101,7 +107,8 @@ def configure(kernel, make, fragment, log):
 
 
 def strip(kernel, log):
-    """The image without what debuggers want. This is a build's last step, so that its result stands for all of them."""
+    """The image without what debuggers want. This is a build's last step, so that its result stands
+    for all of them."""
     must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], log,
          f"cannot strip {kernel.build}/vmlinux")
     os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver's objects under configurations that no kernel of the bed has, and the series' on the other kernels. For
-that the part of linux-source will do that is unpacked for modules: it is not a kernel that comes out."""
+"""The driver's objects under configurations that no kernel of the bed has, and the series' on the
+other kernels. For that the part of linux-source will do that is unpacked for modules: it is not a
+kernel that comes out."""
 
 import contextlib
 import dataclasses
@@ -14,7 +15,10 @@ from tools.steps import BUILD, JOBS, must
 RECIPE = 1
 
 # What of the way from the top to the driver is not unpacked.
-WAY = {"drivers/Makefile": "obj-y += char/\n", "drivers/char/Makefile": "obj-$(CONFIG_TCG_TPM) += tpm/\n"}
+WAY = {
+    "drivers/Makefile": "obj-y += char/\n",
+    "drivers/char/Makefile": "obj-$(CONFIG_TCG_TPM) += tpm/\n",
+}
 
 # What each corner says otherwise than intree.config.
 CORNERS = {
@@ -81,7 +85,8 @@ ALL = """
 
 @dataclasses.dataclass
 class Part(intree.InTree):
-    """The part of linux-source that a stock kernel's module builds have, in a copy that may be changed."""
+    """The part of linux-source that a stock kernel's module builds have, in a copy that may be
+    changed."""
 
     corner: str = ""
 
@@ -113,7 +118,9 @@ def tree(stock, corner, files=intree.files_in_tree):
 def configure(kernel):
     """intree.config, but for what the corner says."""
     fragment = f"{BUILD}/corner-{kernel.corner}.config"
-    intree.write(fragment, common.otherwise(intree.FRAGMENT, (ALL + CORNERS[kernel.corner]).splitlines()))
+    intree.write(
+        fragment, common.otherwise(intree.FRAGMENT, (ALL + CORNERS[kernel.corner]).splitlines())
+    )
     common.configure(kernel, kernel.kbuild, fragment, f"corner-{kernel.corner}-config.log")
 
 
@@ -123,7 +130,8 @@ def has_modules(kernel):
 
 
 def objects(kernel, log, *more):
-    """Builds the kernel crate, the TPM's core and the driver; returns the folder that has the driver's objects."""
+    """Builds the kernel crate, the TPM's core and the driver; returns the folder that has the
+    driver's objects."""
     driver = f"{kernel.build}/{intree.PLACE}"
     shutil.rmtree(driver, ignore_errors=True)
     must(kernel.kbuild + [f"-j{JOBS}", *more, "prepare", f"{os.path.dirname(intree.PLACE)}/"], log,

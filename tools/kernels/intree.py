@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Puts the driver into a kernel tree, with the same Kbuild and Kconfig, and builds that tree: built in, for guests, and
-as a module. Objects stay in the cache, so that only what changed is built anew; the results are the clone's."""
+"""Puts the driver into a kernel tree, with the same Kbuild and Kconfig, and builds that tree: built
+in, for guests, and as a module. Objects stay in the cache, so that only what changed is built anew;
+the results are the clone's."""
 
 import contextlib
 import dataclasses
@@ -64,13 +65,16 @@ class InTree(common.OwnKernel):
 
     @property
     def modules(self):
-        """Its modules, as they are installed: there are none, but modprobe wants to know what is built in."""
+        """Its modules, as they are installed: there are none, but modprobe wants to know what is
+        built in."""
         parent = f"{self.result}/boot/lib/modules"
         return f"{parent}/{os.listdir(parent)[0]}"
 
     def kconfigs(self):
         """The Kconfig files that are ours, or changed by us."""
-        return [name for name in content(f"{self.folder}/files").split() if name.endswith("Kconfig")]
+        return [
+            name for name in content(f"{self.folder}/files").split() if name.endswith("Kconfig")
+        ]
 
     @property
     def kbuild(self):
@@ -85,7 +89,10 @@ def files_in_tree(kernel):
     files[f"{parent}/Makefile"] = original(kernel, f"{parent}/Makefile") + MAKEFILE_LINE
     config = original(kernel, f"{parent}/Kconfig")
     if config.count(KCONFIG_END) != 1:
-        raise StepError(f"{parent}/Kconfig has not the line {KCONFIG_END!r}: this kernel is newer than {__name__} knows")
+        raise StepError(
+            f"{parent}/Kconfig has not the line {KCONFIG_END!r}: this kernel is newer than"
+            f" {__name__} knows"
+        )
     files[f"{parent}/Kconfig"] = config.replace(KCONFIG_END, KCONFIG_LINE + KCONFIG_END)
     return files
 
@@ -98,7 +105,9 @@ def tree(stock, files=files_in_tree, series="intree"):
         common.unpack(stock, kernel.folder)
         wanted = files(kernel)
         parent, early = os.path.dirname(EARLY_PLACE), f"{TOP}/tools/kernels/early"
-        wanted |= {f"{EARLY_PLACE}/{name}": content(f"{early}/{name}") for name in os.listdir(early)}
+        wanted |= {
+            f"{EARLY_PLACE}/{name}": content(f"{early}/{name}") for name in os.listdir(early)
+        }
         wanted[f"{parent}/Makefile"] += EARLY_LINE
         put(kernel, wanted)
         os.makedirs(kernel.build, exist_ok=True)
@@ -124,7 +133,8 @@ def original(kernel, name):
 
 
 def put(kernel, files):
-    """Makes linux-source differ by these files {name: text} and no others. What does not change keeps its time."""
+    """Makes linux-source differ by these files {name: text} and no others. What does not change
+    keeps its time."""
     known = f"{kernel.folder}/files"
     before = set(content(known).split()) if os.path.exists(known) else set()
     for name in set(files) - before:
@@ -147,8 +157,11 @@ def put(kernel, files):
 
 
 def configure(kernel):
-    """The configuration that the fragment makes, which is kept for as long as neither it nor Kconfig changes."""
-    parts = content(FRAGMENT) + "".join(content(f"{kernel.source}/{name}") for name in sorted(kernel.kconfigs()))
+    """The configuration that the fragment makes, which is kept for as long as neither it nor
+    Kconfig changes."""
+    parts = content(FRAGMENT) + "".join(
+        content(f"{kernel.source}/{name}") for name in sorted(kernel.kconfigs())
+    )
     kept = f"{kernel.folder}/config-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
     if not os.path.exists(kept):
         common.configure(kernel, kernel.kbuild, FRAGMENT, "intree-config.log")
@@ -169,13 +182,21 @@ def make(kernel, log, *choice):
     """Builds it in the cache; its configuration differs by `choice`."""
     configure(kernel)
     choose(kernel, log, *choice)
-    must(kernel.kbuild + [f"-j{JOBS}", "vmlinux", "modules"], log, f"the kernel {kernel.series} does not build")
+    must(
+        kernel.kbuild + [f"-j{JOBS}", "vmlinux", "modules"],
+        log,
+        f"the kernel {kernel.series} does not build",
+    )
 
 
 def make_module(kernel, log):
     """Builds the driver as a module of that; returns its path."""
     choose(kernel, log, *AS_MODULE)
-    must(kernel.kbuild + [f"-j{JOBS}", f"{PLACE}/xen-tpmfront.ko"], log, "the driver does not build as a module in tree")
+    must(
+        kernel.kbuild + [f"-j{JOBS}", f"{PLACE}/xen-tpmfront.ko"],
+        log,
+        "the driver does not build as a module in tree",
+    )
     return f"{kernel.build}/{PLACE}/xen-tpmfront.ko"
 
 
@@ -189,9 +210,11 @@ def install(kernel, log):
 
 @functools.cache
 def build_kernel(stock):
-    """The kernel with the driver built in, for guests; what took long is in the cache. A run builds it once."""
-    with step("building a kernel with the driver in it (the first time 15 minutes of processor time)"), \
-            tree(stock) as kernel:
+    """The kernel with the driver built in, for guests; what took long is in the cache. A run builds
+    it once."""
+    with step(
+        "building a kernel with the driver in it (the first time 15 minutes of processor time)"
+    ), tree(stock) as kernel:
         make(kernel, "intree.log")
         install(kernel, "intree-install.log")
     return kernel
@@ -214,13 +237,18 @@ def build_module(stock, log="intree-module.log"):
 
 
 def configured(stock, *lines):
-    """What a configuration with these lines more comes out as: the values of TCG_XEN and of our option."""
+    """What a configuration with these lines more comes out as: the values of TCG_XEN and of our
+    option."""
     config, log = f"{BUILD}/intree/try.config", "intree-kconfig.log"
     with tree(stock) as kernel:
         shutil.copyfile(FRAGMENT, config)
         with open(config, "a", encoding="ascii") as file:
             file.write("".join(f"{line}\n" for line in lines))
-        must(kernel.kbuild + [f"KCONFIG_CONFIG={config}", "olddefconfig"], log, "cannot configure a kernel")
+        must(
+            kernel.kbuild + [f"KCONFIG_CONFIG={config}", "olddefconfig"],
+            log,
+            "cannot configure a kernel",
+        )
     with open(config, encoding="utf-8") as file:
         found = dict(re.findall(r"^CONFIG_(\w+)=(.*)$", file.read(), re.MULTILINE))
     os.makedirs(LOGS, exist_ok=True)

@@ -26,10 +26,13 @@ LOCKED = ("rustc", "bindgen", "gcc-14", "xen-utils-4.20", "qemu-system-x86", "sw
 RECIPE = 1
 
 # What a module's build and our tests read of a kernel's source, beside every Kconfig file.
-KEEP = re.compile(r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|kernel|lib|mm|rust|scripts
+KEEP = re.compile(
+    r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|kernel|lib|mm|rust|scripts
     |security|usr|virt|drivers/(android|base|char/tpm)
     |tools/(arch|bpf/resolve_btfids|build|include|lib|objtool|scripts|testing/selftests/tpm2))/
-    |[^/]+$|(arch|tools)/[^/]+$|Documentation/security/tpm/xen-tpmfront.rst$""", re.VERBOSE)
+    |[^/]+$|(arch|tools)/[^/]+$|Documentation/security/tpm/xen-tpmfront.rst$""",
+    re.VERBOSE,
+)
 # The tree's page on Xen's vTPMs, which the series adds to.
 PAGE = "Documentation/security/tpm/xen-tpmfront.rst"
 
@@ -105,14 +108,28 @@ def resolve():
                     version in versions(f"linux-modules-{match[1]}")
                 best[series] = (int(match[4]), Kernel(match[1], series, version, bootable))
     if not best:
-        raise StepError("the archive's index has no linux-headers 7.2 or later with a linux-source of its version")
+        raise StepError(
+            "the archive's index has no linux-headers 7.2 or later with a linux-source of its"
+            " version"
+        )
     return sorted((kernel for _, kernel in best.values()), key=lambda kernel: kernel.number)
 
 
 def update_index():
     """Reads the archive's index anew."""
-    must(["apt-get", "-q", "update", "-o", "Acquire::http::Timeout=20", "-o", "APT::Update::Error-Mode=any"],
-         "apt-update.log", "the Debian archive does not answer")
+    must(
+        [
+            "apt-get",
+            "-q",
+            "update",
+            "-o",
+            "Acquire::http::Timeout=20",
+            "-o",
+            "APT::Update::Error-Mode=any",
+        ],
+        "apt-update.log",
+        "the Debian archive does not answer",
+    )
 
 
 def download(folder, *packages):
@@ -133,7 +150,9 @@ def unpack_source(archive, series, target, wanted):
     """Unpacks the part of linux-source that `wanted` says yes to."""
     inner = f"./usr/src/linux-source-{series}.tar.xz"
     pipe = f"dpkg-deb --fsys-tarfile {archive} | tar -xO {inner} | xz -dc"
-    with subprocess.Popen(["bash", "-o", "pipefail", "-c", pipe], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        ["bash", "-o", "pipefail", "-c", pipe], stdout=subprocess.PIPE
+    ) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             for member in tar:
                 _, _, name = member.name.partition("/")
@@ -169,7 +188,9 @@ def prepare_tree(kernel, work):
     must(make + ["olddefconfig"], log, "cannot configure the kernel tree")
     with open(f"{headers}/.config", "rb") as old, open(f"{kernel.build}/.config", "rb") as new:
         if old.read() != new.read():
-            raise StepError(f"the configuration of {kernel.release} changed in olddefconfig: another compiler?")
+            raise StepError(
+                f"the configuration of {kernel.release} changed in olddefconfig: another compiler?"
+            )
     must(make + [f"-j{JOBS}", "modules_prepare"], log, "cannot prepare the kernel tree")
     for name in ("rust/libkernel.rmeta", "tools/objtool/objtool", "scripts/mod/modpost"):
         if not os.path.exists(f"{kernel.build}/{name}"):
@@ -182,8 +203,14 @@ def prepare_boot(kernel, work):
     if kernel.version in versions(f"linux-base-{kernel.release}"):
         packages.append(f"linux-base-{kernel.release}={kernel.version}")
     for archive in download(f"{work}/boot", *packages):
-        must(["dpkg-deb", "-x", archive, f"{kernel.folder}/boot"], "unpack.log", "cannot unpack the kernel")
-    must(["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed")
+        must(
+            ["dpkg-deb", "-x", archive, f"{kernel.folder}/boot"],
+            "unpack.log",
+            "cannot unpack the kernel",
+        )
+    must(
+        ["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed"
+    )
     # The last step, so that its result stands for all of them.
     with open(kernel.vmlinux + ".new", "wb") as file:
         subprocess.run([f"{kernel.source}/scripts/extract-vmlinux", kernel.vmlinuz],
@@ -192,7 +219,8 @@ def prepare_boot(kernel, work):
 
 
 def prepare_kernel(kernel):
-    """Makes what is not complete of the kernel's folder in the cache. A kernel's binary may come later."""
+    """Makes what is not complete of the kernel's folder in the cache. A kernel's binary may come
+    later."""
     stamp, work = f"{kernel.folder}/complete", f"{kernel.folder}/work"
     if not os.path.exists(stamp):
         need_space(3, CACHE, f"the tree of {kernel.release}")
@@ -200,8 +228,14 @@ def prepare_kernel(kernel):
         os.makedirs(kernel.folder)
         with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
             source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
-            headers, = download(f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}")
-            must(["dpkg-deb", "-x", headers, f"{work}/headers"], "unpack.log", "cannot unpack the headers")
+            (headers,) = download(
+                f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}"
+            )
+            must(
+                ["dpkg-deb", "-x", headers, f"{work}/headers"],
+                "unpack.log",
+                "cannot unpack the headers",
+            )
         with step(f"unpacking the source of {kernel.release}"):
             unpack_source(source, kernel.series, kernel.source, kept)
         with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
@@ -222,13 +256,24 @@ def prepare_kernel(kernel):
 
 
 def xen_image(version):
-    """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a boot loader."""
+    """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a
+    boot loader."""
     folder = f"{CACHE}/xen-{version.replace('~', '_')}"
     image = f"{folder}/xen"
     if not os.path.exists(image):
         archive, = download(f"{folder}.new", f"{XEN}={version}")
-        must(["sh", "-c", f"dpkg-deb --fsys-tarfile {archive} | tar -xO --wildcards './boot/xen-*-amd64.gz'"
-              f" | gunzip >{folder}.new/xen"], "xen.log", "cannot unpack Xen")
+        must(
+            [
+                "sh",
+                "-c",
+                (
+                    f"dpkg-deb --fsys-tarfile {archive} | tar -xO --wildcards"
+                    f" './boot/xen-*-amd64.gz' | gunzip >{folder}.new/xen"
+                ),
+            ],
+            "xen.log",
+            "cannot unpack Xen",
+        )
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(f"{folder}.new", folder)
     return image
@@ -260,8 +305,8 @@ def write_lock(kernels, xen_version):
 
 @dataclasses.dataclass
 class Prepared:
-    """What can be built for and booted: the kernels, newest first; the path of Xen; and why others could not be prepared,
-    by their names."""
+    """What can be built for and booted: the kernels, newest first; the path of Xen; and why others
+    could not be prepared, by their names."""
 
     kernels: list
     xen: str
@@ -269,17 +314,22 @@ class Prepared:
 
 
 def chosen(kernels):
-    """The kernels of a run, newest first. KERNEL=7.2 puts that one first; one that is newer than what this was ever tried
-    with comes last."""
+    """The kernels of a run, newest first. KERNEL=7.2 puts that one first; one that is newer than
+    what this was ever tried with comes last."""
     first = os.environ.get("KERNEL")
-    ordered = sorted(kernels, key=lambda kernel: (kernel.number > LAST_KNOWN, [-part for part in kernel.number]))
+    ordered = sorted(
+        kernels, key=lambda kernel: (kernel.number > LAST_KNOWN, [-part for part in kernel.number])
+    )
     if first and first not in [kernel.series for kernel in kernels]:
-        raise StepError(f"KERNEL={first}: the archive has {', '.join(kernel.series for kernel in ordered)}")
+        raise StepError(
+            f"KERNEL={first}: the archive has {', '.join(kernel.series for kernel in ordered)}"
+        )
     return sorted(ordered, key=lambda kernel: kernel.series != first)
 
 
 def of_lock(path):
-    """What a versions.lock of an earlier run says: the kernels and Xen, as resolve() would find them."""
+    """What a versions.lock of an earlier run says: the kernels and Xen, as resolve() would find
+    them."""
     with open(path, encoding="ascii") as file:
         lines = dict(line.strip().split(" = ", 1) for line in file if " = " in line)
     kernels = []
@@ -290,26 +340,34 @@ def of_lock(path):
     differ = [f"{name} {lines[name]} (here {have})" for name, have in locked_packages().items()
               if lines.get(name, have) != have]
     if differ:
-        raise StepError(f"{path} wants another root: {', '.join(differ)}. DEBIAN_MIRROR= may be a snapshot of the archive that "
-                        "has them: that makes a root of its own")
+        raise StepError(
+            f"{path} wants another root: {', '.join(differ)}. DEBIAN_MIRROR= may be a snapshot of"
+            " the archive that has them: that makes a root of its own"
+        )
     if not kernels or XEN not in lines:
         raise StepError(f"{path} is no versions.lock: it names no kernel, or no {XEN}")
     return {"kernels": kernels, "xen": lines[XEN]}
 
 
 def resolved():
-    """The kernels and Xen as the archive has them; what was found last where that does not answer."""
+    """The kernels and Xen as the archive has them; what was found last where that does not
+    answer."""
     if lock := os.environ.get("XT_VERSIONS"):
         return of_lock(lock)
     # By the root, too: one that was just made has no index to download by.
     root = os.stat("/").st_ino
-    known = f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
+    known = (
+        f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
+    )
     age = time.time() - os.path.getmtime(known) if os.path.exists(known) else None
     if age is None or age > FRESH or os.environ.get("COLD"):
         try:
             with step("reading the archive's index"):
                 update_index()
-                found = {"kernels": [dataclasses.asdict(kernel) for kernel in resolve()], "xen": versions(XEN)[0]}
+                found = {
+                    "kernels": [dataclasses.asdict(kernel) for kernel in resolve()],
+                    "xen": versions(XEN)[0],
+                }
             with open(known + ".new", "w", encoding="ascii") as file:
                 json.dump(found, file)
             os.rename(known + ".new", known)
@@ -322,8 +380,8 @@ def resolved():
 
 
 def forget_all():
-    """COLD=1: the kernels, Xen and dom0's disks are made anew. The lock on the cache's users, which is held by
-    tools/env/run, is for this run alone until then."""
+    """COLD=1: the kernels, Xen and dom0's disks are made anew. The lock on the cache's users, which
+    is held by tools/env/run, is for this run alone until then."""
     for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
         shutil.rmtree(path)
     for path in glob.glob(f"{CACHE}/dom0-*.img"):
@@ -333,7 +391,8 @@ def forget_all():
 
 
 def prepare():
-    """The kernels, ready to be built for, and Xen. A kernel that cannot be prepared is left out, and the others go on."""
+    """The kernels, ready to be built for, and Xen. A kernel that cannot be prepared is left out,
+    and the others go on."""
     ready, failed = [], {}
     with open(f"{CACHE}/lock", "ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -351,6 +410,8 @@ def prepare():
         xen = xen_image(found["xen"])
         forget_old(kernels)
     if not any(kernel.bootable for kernel in ready):
-        raise StepError(f"no kernel can be booted: {failed or 'none of them has its binary package'}")
+        raise StepError(
+            f"no kernel can be booted: {failed or 'none of them has its binary package'}"
+        )
     write_lock(ready, found["xen"])
     return Prepared(ready, xen, failed)

@@ -15,7 +15,9 @@ SOURCE = f"{FOLDER}/source"
 
 def version():
     """The package's version, which is the daemon's."""
-    return output("dpkg-parsechangelog", "-l", f"{TOP}/backend/debian/changelog", "-S", "Version").strip()
+    return output(
+        "dpkg-parsechangelog", "-l", f"{TOP}/backend/debian/changelog", "-S", "Version"
+    ).strip()
 
 
 def deb():
@@ -24,15 +26,23 @@ def deb():
 
 
 def build_deb():
-    """Builds the package, from a copy of the sources that has debian/ where Debian's tools look for it."""
+    """Builds the package, from a copy of the sources that has debian/ where Debian's tools look for
+    it."""
     shutil.rmtree(SOURCE, ignore_errors=True)
     for path in glob.glob(f"{FOLDER}/xen-vtpmd_*"):
         os.unlink(path)
     for name in sources():
-        target = f"{SOURCE}/{name.removeprefix('backend/') if name.startswith('backend/debian/') else name}"
+        target = (
+            f"{SOURCE}/{name.removeprefix('backend/') if name.startswith('backend/debian/') else name}"
+        )
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copy2(f"{TOP}/{name}", target)
     # The root has what is needed of build-essential, but not that package.
-    must(["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"], "deb.log",
-         "the package does not build", cwd=SOURCE, env={**cargo_environment(), "DEB_BUILD_OPTIONS": "noautodbgsym"})
+    must(
+        ["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"],
+        "deb.log",
+        "the package does not build",
+        cwd=SOURCE,
+        env={**cargo_environment(), "DEB_BUILD_OPTIONS": "noautodbgsym"},
+    )
     return deb()

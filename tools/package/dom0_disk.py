@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A disk with a Debian system that has systemd, apt and Xen's tools, for a dom0 that packages are installed in."""
+"""A disk with a Debian system that has systemd, apt and Xen's tools, for a dom0 that packages are
+installed in."""
 
 import glob
 import hashlib
@@ -16,13 +17,18 @@ PACKAGES = "systemd-sysv,udev,kmod,procps,xen-utils-4.20,xen-utils-common,xensto
 SIZE = "1G"
 KEPT = 14 * 86400
 # Nothing here reads them; what is installed later has them again.
-UNREAD = [f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man", "zoneinfo")]
+UNREAD = [
+    f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man", "zoneinfo")
+]
 
 
 def key():
     """By the recipe, and by what has to fit to the package that is built in the root."""
     parts = [PACKAGES, SIZE, *UNREAD, output("dpkg-query", "-W", "libc6", "libxenstore4", "swtpm")]
-    for name in (__file__, *(f"{RECIPE}/{name}" for name in ("customize", "bed-agent.service", "agent"))):
+    for name in (
+        __file__,
+        *(f"{RECIPE}/{name}" for name in ("customize", "bed-agent.service", "agent")),
+    ):
         with open(name, encoding="utf-8") as file:
             parts.append(file.read())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
@@ -45,15 +51,31 @@ def dom0_disk():
 def _make(disk):
     tree, new = f"{disk}.tree-{os.getpid()}", f"{disk}.new-{os.getpid()}"
     try:
-        must(["mmdebstrap", "--mode=root", "--variant=apt", "--architectures=amd64", f"--include={PACKAGES}",
-              "--aptopt=APT::Install-Recommends \"false\"", "--aptopt=APT::Sandbox::User \"root\"", *UNREAD,
-              "--skip=cleanup/apt",
-              f"--customize-hook={RECIPE}/customize \"$1\" {RECIPE}",
-              "trixie", tree, *glob.glob("/etc/apt/sources.list.d/*")],
-             "mmdebstrap.log", "the system for dom0 cannot be made")
+        must(
+            [
+                "mmdebstrap",
+                "--mode=root",
+                "--variant=apt",
+                "--architectures=amd64",
+                f"--include={PACKAGES}",
+                '--aptopt=APT::Install-Recommends "false"',
+                '--aptopt=APT::Sandbox::User "root"',
+                *UNREAD,
+                "--skip=cleanup/apt",
+                f'--customize-hook={RECIPE}/customize "$1" {RECIPE}',
+                "trixie",
+                tree,
+                *glob.glob("/etc/apt/sources.list.d/*"),
+            ],
+            "mmdebstrap.log",
+            "the system for dom0 cannot be made",
+        )
         # No journal: each run starts from this file again.
-        must(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, new, SIZE], "mke2fs.log",
-             "the disk for dom0 cannot be made")
+        must(
+            ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-d", tree, new, SIZE],
+            "mke2fs.log",
+            "the disk for dom0 cannot be made",
+        )
         os.rename(new, disk)
     finally:
         shutil.rmtree(tree, ignore_errors=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Rewrites the `use` statements of a Rust file: takes them apart into paths, maps these, and writes them again as the
-kernel's style has them, one statement for each root."""
+"""Rewrites the `use` statements of a Rust file: takes them apart into paths, maps these, and writes
+them again as the kernel's style has them, one statement for each root."""
 
 import re
 
@@ -42,7 +42,11 @@ def flatten(statement):
 
 def order(name):
     """rustfmt's order: `self`, modules and functions, types, constants."""
-    kind = 0 if name == "self" else 3 if name.isupper() and len(name) > 1 else 2 if name[:1].isupper() else 1
+    kind = (
+        0
+        if name == "self"
+        else 3 if name.isupper() and len(name) > 1 else 2 if name[:1].isupper() else 1
+    )
     return kind, name
 
 
@@ -71,7 +75,9 @@ def statements(paths):
             node = node.setdefault(part, {})
         node[None] = True
     text = ""
-    for root in sorted(tree, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
+    for root in sorted(
+        tree, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)
+    ):
         text += "use " + lines({root: tree[root]}, "") + ";\n"
     return text
 
@@ -81,6 +87,10 @@ def rewrite(text, change):
     found = STATEMENTS.search(text)
     if not found:
         return text
-    paths = [path for statement in re.findall(r"^use ([^;]+);", found[0], re.MULTILINE) for path in flatten(statement)]
+    paths = [
+        path
+        for statement in re.findall(r"^use ([^;]+);", found[0], re.MULTILINE)
+        for path in flatten(statement)
+    ]
     changed = [new for new in map(change, paths) if new]
     return text[:found.start()] + statements(changed) + text[found.end():]
