@@ -16,7 +16,9 @@ use crate::bench::{extend_2, have_swtpm, is_root, pcr_2, Bench, Seen};
 fn first() -> u32 {
     let map = fs::read_to_string("/proc/self/uid_map").unwrap();
     let ends = map.lines().map(|line| {
-        let mut numbers = line.split_whitespace().map(|word| word.parse::<u64>().unwrap());
+        let mut numbers = line
+            .split_whitespace()
+            .map(|word| word.parse::<u64>().unwrap());
         let (inside, _, count) = (numbers.next(), numbers.next(), numbers.next());
         inside.unwrap() + count.unwrap()
     });
