@@ -6,12 +6,13 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
 
 /// The kinds of processes, as faults.c has them.
 pub(crate) const KINDS: [&str; 3] = ["run", "serve", "io"];
 
-/// Bytes of a slot: calls, which call is to fail, with what error.
-const SLOT: usize = 12;
+/// Bytes of a slot: calls, which call is to fail, with what error, how long each is delayed.
+const SLOT: usize = 16;
 
 /// The mapped file, from the test's side.
 pub(crate) struct Faults(File);
@@ -20,16 +21,12 @@ pub(crate) struct Faults(File);
 pub(crate) fn calls() -> Vec<&'static str> {
     include_str!("standins/faults.def")
         .lines()
-        .filter_map(|line| line.strip_prefix("FAULT("))
+        .filter(|line| line.starts_with("FAULT"))
         .map(|line| {
-            line.split("), (")
-                .next()
-                .unwrap()
-                .split(", (")
-                .next()
-                .unwrap()
+            // The name is before the parameters, or all there is.
+            let line = line.split(", (").next().unwrap().trim_end_matches(')');
+            line.rsplit([' ', '(']).next().unwrap()
         })
-        .map(|line| line.rsplit(", ").next().unwrap())
         .collect()
 }
 
@@ -71,6 +68,29 @@ impl Faults {
         let error = error.raw_os_error().to_ne_bytes();
         self.0.write_all_at(&error, at + 8).unwrap();
         self.0.write_all_at(&nth.to_ne_bytes(), at + 4).unwrap();
+    }
+
+    /// Makes each such call take longer.
+    pub(crate) fn delay(&self, kind: &str, call: &str, by: Duration) {
+        let ms = u32::try_from(by.as_millis()).unwrap();
+        let at = Self::at(kind, call) + 12;
+        self.0.write_all_at(&ms.to_ne_bytes(), at).unwrap();
+    }
+
+    /// Whether the failure that was asked for has happened.
+    pub(crate) fn has_failed(&self, kind: &str, call: &str) -> bool {
+        let mut nth = [0; 4];
+        self.0
+            .read_exact_at(&mut nth, Self::at(kind, call) + 4)
+            .unwrap();
+        self.count(kind, call) >= u32::from_ne_bytes(nth)
+    }
+
+    /// How many calls there were of all.
+    pub(crate) fn total(&self) -> u64 {
+        all()
+            .map(|(kind, call)| u64::from(self.count(kind, call)))
+            .sum()
     }
 
     /// Nothing is to fail any more.

@@ -6,12 +6,20 @@
 // TODO: gone with the last of the tests.
 #![allow(dead_code)]
 
+mod archive;
+mod durable;
 mod faults;
 mod guest;
 mod host;
 mod hypervisor;
+mod killed;
 mod lifecycle;
+mod log_lines;
+mod manager;
+mod neighbours;
+mod save;
 mod standins;
 mod toolstack;
 mod tpm;
+mod tpm_policy;
 mod xenstore;

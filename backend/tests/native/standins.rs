@@ -15,6 +15,9 @@ const LIBRARIES: [(&str, &str, bool); 5] = [
     ("faults", "faults.so", false),
 ];
 
+/// Programs, by the names of their files.
+const PROGRAMS: [&str; 1] = ["libxl-save-helper"];
+
 /// The directory with the libraries.
 pub(crate) fn directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
@@ -36,6 +39,13 @@ pub(crate) fn directory() -> &'static Path {
             }
             gcc.arg("-o").arg(out.join(library));
             gcc.arg(source.join(format!("{file}.c")));
+            assert!(gcc.status().unwrap().success(), "{gcc:?}");
+        }
+        for program in PROGRAMS {
+            let mut gcc = Command::new("gcc");
+            gcc.args(["-O1", "-Wall", "-Werror", "-o"]);
+            gcc.arg(out.join(program));
+            gcc.arg(source.join(format!("{program}.c")));
             assert!(gcc.status().unwrap().success(), "{gcc:?}");
         }
         out

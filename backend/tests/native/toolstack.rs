@@ -2,11 +2,13 @@
 
 //! What xl and libxl 4.20 do for a vTPM, in their order and with their timeouts.
 
+use std::process::Command;
 use std::time::Duration;
 
 use crate::guest::Guest;
 use crate::host::{wait_for, Host};
 use crate::hypervisor::{Domain, Reason};
+use crate::standins;
 
 /// How long libxl waits for a backend.
 pub(crate) const LIBXL: Duration = Duration::from_secs(10);
@@ -168,13 +170,21 @@ impl Host {
         self.destroy(domid)
     }
 
-    /// What `xl save` and `xl migrate` do first.
+    /// What `xl save` and `xl migrate` do first: the guest suspends, and a helper writes its memory.
     pub(crate) fn suspend(&self, domid: u16) {
         let node = format!("/local/domain/{domid}/control/shutdown");
+        let domain = domid.to_string();
+        let mut helper = Command::new(standins::directory().join("libxl-save-helper"))
+            .args(["--save-domain", "8", "-1", &domain, "0", "0", "0", "1", "0"])
+            .spawn()
+            .unwrap();
         self.store.write(&node, "suspend");
         self.store.write(&node, "");
         self.hypervisor
             .set_domain(domid, Domain::Shutdown(Reason::Suspend));
+        std::thread::sleep(Duration::from_millis(400));
+        helper.kill().unwrap();
+        helper.wait().unwrap();
     }
 
     /// The guest goes on after a checkpoint, or a migration that failed.

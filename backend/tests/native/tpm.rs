@@ -11,6 +11,9 @@ const PASSWORD: [u8; 13] = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
 pub(crate) const OWNER: u32 = 0x4000_0001;
 pub(crate) const PLATFORM: u32 = 0x4000_000c;
 
+/// TPM_RC_RETRY.
+const RETRY: u32 = 0x922;
+
 /// The NV counter that the tests count in.
 const COUNTER: u32 = 0x0150_0001;
 
@@ -99,10 +102,23 @@ pub(crate) fn increment() -> Vec<u8> {
     command(0x134, &[COUNTER; 2], &[])
 }
 
+/// TPM2_NV_Read of it.
+pub(crate) fn counter_read() -> Vec<u8> {
+    command(0x14e, &[COUNTER; 2], &[0, 8, 0, 0])
+}
+
+/// What is in the response to that.
+pub(crate) fn counter_in(response: &[u8]) -> u64 {
+    u64::from_be_bytes(response[16..24].try_into().unwrap())
+}
+
 impl Guest {
-    /// Runs a command that succeeds.
+    /// Runs a command that succeeds, if not before the TPM is done with something else.
     pub(crate) fn done(&mut self, command: &[u8]) -> Vec<u8> {
-        let response = self.run(command);
+        let mut response = self.run(command);
+        while code(&response) == RETRY {
+            response = self.run(command);
+        }
         assert_eq!(
             code(&response),
             0,
@@ -155,7 +171,6 @@ impl Guest {
 
     /// How far it counted.
     pub(crate) fn counter(&mut self) -> u64 {
-        let response = self.done(&command(0x14e, &[COUNTER; 2], &[0, 8, 0, 0]));
-        u64::from_be_bytes(response[16..24].try_into().unwrap())
+        counter_in(&self.done(&counter_read()))
     }
 }

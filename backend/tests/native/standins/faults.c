@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Preloaded into xen-vtpmd: counts the calls into Xen's libraries in the mapped file faults, and
- * makes one of them fail, once, when the test says so there. Each kind of process has its own
+ * Preloaded into xen-vtpmd: counts the calls into Xen's libraries in the mapped file faults, makes
+ * one of them fail, once, or delays each, as the test says there. Each kind of process has its own
  * counts. The library behind is the real libxenstore, or another of the stand-ins.
  */
 #define _GNU_SOURCE
@@ -15,23 +15,30 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xenctrl.h>
 #include <xenevtchn.h>
 #include <xengnttab.h>
 #include <xenstore.h>
 
-#define FAULT(type, bad, name, parameters, arguments) NR_##name,
+#define FAULT(type, bad, name, parameters, arguments) FAULT_INSIDE(name)
+#define FAULT_INSIDE(name) NR_##name,
 enum {
 #include "faults.def"
 	NR_CALLS
 };
+#undef FAULT_INSIDE
+
+#define FAULT_INSIDE(name) #name,
+static const char *const NAMES[] = {
+#include "faults.def"
+};
+#undef FAULT_INSIDE
 #undef FAULT
 
 /* As faults.rs has it. */
 static const char *const KINDS[] = { "run", "serve", "io" };
 
 struct slot {
-	_Atomic uint32_t calls, fail_at, error;
+	_Atomic uint32_t calls, fail_at, error, delay_ms;
 };
 
 static struct slot *slots;
@@ -61,12 +68,28 @@ __attribute__((constructor)) static void map_slots(void)
 
 static bool fails(int nr)
 {
-	if (!slots || atomic_fetch_add(&slots[nr].calls, 1) + 1 != slots[nr].fail_at)
+	bool fails;
+
+	if (!slots)
 		return false;
-	errno = slots[nr].error;
-	return true;
+	fails = atomic_fetch_add(&slots[nr].calls, 1) + 1 == slots[nr].fail_at;
+	if (slots[nr].delay_ms)
+		usleep(slots[nr].delay_ms * 1000);
+	if (fails)
+		errno = slots[nr].error;
+	return fails;
 }
 
+/* For the other stand-ins. */
+bool standin_fails(const char *name)
+{
+	for (int nr = 0; nr < NR_CALLS; nr++)
+		if (!strcmp(name, NAMES[nr]))
+			return fails(nr);
+	return false;
+}
+
+#define FAULT_INSIDE(name)
 #define FAULT(type, bad, name, parameters, arguments)				\
 	type name parameters							\
 	{									\
