@@ -18,8 +18,10 @@ DRIVER = "/sys/bus/xen/drivers/vtpm"
 DEVICE = "vtpm-0"
 ALLOCATIONS = ("failslab", "fail_page_alloc", "fail_usercopy")
 FUNCTIONS = """
-xenbus_setup_ring gnttab_alloc_grant_references xenbus_alloc_evtchn bind_evtchn_to_irqhandler_lateeoi
-xenbus_transaction_start xenbus_write xenbus_read tpm_chip_alloc tpm_chip_start tpm2_probe tpm_chip_register
+xenbus_setup_ring gnttab_alloc_grant_references
+xenbus_alloc_evtchn bind_evtchn_to_irqhandler_lateeoi
+xenbus_transaction_start xenbus_write xenbus_read tpm_chip_alloc
+tpm_chip_start tpm2_probe tpm_chip_register
 device_create_file compat_only_sysfs_link_entry_to_kobj
 """.split()
 # More than any operation has.

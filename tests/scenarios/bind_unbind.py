@@ -23,7 +23,11 @@ xenstore-write /local/domain/0/backend/vtpm/$(xl domid victim)/0/state 1
 SERVE = """
 pidof xen-hostile-backend && exit
 xen-hostile-backend serve /run/hostile.tpm >>/host/hostile-backend.log 2>&1 &
-for i in $(seq 50); do xen-hostile-backend tell status >/dev/null 2>&1 && exit; sleep 0.1; done; exit 1
+for i in $(seq 50); do
+	xen-hostile-backend tell status >/dev/null 2>&1 && exit
+	sleep 0.1
+done
+exit 1
 """
 
 
@@ -129,8 +133,12 @@ def other_driver(guest):
         guest,
         """
 there() { for i in $(seq 100); do [ -c /dev/tpm0 ] && return; sleep 0.1; done; return 1; }
-gone() { for bound in /sys/bus/xen/drivers/vtpm/vtpm-*; do echo ${bound##*/} >/sys/bus/xen/drivers/vtpm/unbind; done
-	rmmod xen_tpmfront; }
+gone() {
+	for bound in /sys/bus/xen/drivers/vtpm/vtpm-*; do
+		echo ${bound##*/} >/sys/bus/xen/drivers/vtpm/unbind
+	done
+	rmmod xen_tpmfront
+}
 python /bed/held.py extend >before
 gone
 for try in 1 2 3 4 5; do insmod $stock; there && break; gone; done

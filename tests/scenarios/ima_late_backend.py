@@ -14,7 +14,11 @@ LATE = """
 daemon=$(cat /run/xen-vtpmd.pid)
 kill -STOP $daemon
 state=/local/domain/$(xl domid {name})/device/vtpm/0/state
-(until [ "$(xenstore-read $state)" = 3 ]; do sleep 0.05; done; sleep {seconds}; kill -CONT $daemon) >/dev/null 2>&1 &
+(
+	until [ "$(xenstore-read $state)" = 3 ]; do sleep 0.05; done
+	sleep {seconds}
+	kill -CONT $daemon
+) >/dev/null 2>&1 &
 """
 
 IN_TIME = ("ima_has_a_tpm", "ima_boot_aggregate", "ima_replay")

@@ -123,7 +123,7 @@ def kill_at_first_start(bed, guest, chance, _):
         KEY_LIMIT,
         lambda: (
             f"{victim} was killed, and the vTPM does not start: "
-            f"{backend_resources.reasons(machine)}{machine.run('ps | grep -c swtpm; ps | grep swtpm')[1]}"
+            f"{backend_resources.reasons(machine)}{machine.run('ps | grep swtpm')[1]}"
         ),
         pause=1,
     )

@@ -10,6 +10,7 @@ import time
 
 from testbed import wait
 from testbed.guest import Guest
+from testbed.guest_scripts import in_guest
 from testbed.machine import BedError
 from tools.package.deb import build_deb, deb
 from tools.package.dom0_disk import dom0_disk
@@ -22,6 +23,8 @@ UNIT = "xen-vtpmd.service"
 STATE = "/var/lib/xen-vtpmd"
 CA = "/var/lib/swtpm-localca"
 CERTIFIED = "00000000-0000-4000-8000-00000000ce27"
+# The NV indices that the TCG has for certificates of endorsement keys.
+CERTIFICATES = r"0x1c0[0-9a-f]{4}"
 WORD = "5b" * 32
 MOST_COMMANDS = 6
 # Of 10, by systemd's own measure: a change that makes it worse is to be noticed.
@@ -34,8 +37,16 @@ def readme():
         section = file.read().partition("## Give your guest a TPM\n")[2].partition("\n## ")[0]
     block = section.partition("```sh\n")[2].partition("```")[0]
     dom0, mark, guest = block.partition("# in the guest")
-    parts = [[line for line in part.splitlines() if line and not line.startswith(("#", ","))] for part in (dom0, guest)]
-    if not mark or not all(parts) or len(sum(parts, [])) > MOST_COMMANDS or not parts[1][-1].startswith("tpm2_getrandom"):
+    parts = [
+        [line for line in part.splitlines() if line and not line.startswith(("#", ","))]
+        for part in (dom0, guest)
+    ]
+    if (
+        not mark
+        or not all(parts)
+        or len(sum(parts, [])) > MOST_COMMANDS
+        or not parts[1][-1].startswith("tpm2_getrandom")
+    ):
         raise Failure(f"the README's commands are not what they should be: {parts}")
     return parts
 
@@ -74,12 +85,16 @@ def runs(bed):
     failed = bed.machine.must("systemctl --failed --plain --no-legend")
     if UNIT in failed:
         raise Failure(failed)
-    return f"other units that failed: {' '.join(re.findall(r'^\\S+', failed, re.MULTILINE)) or 'none'}"
+    others = re.findall(r"^\S+", failed, re.MULTILINE)
+    return f"other units that failed: {' '.join(others) or 'none'}"
 
 
 def journal(bed, domid):
     """Lines are in the journal with their level, and those about the vTPM say which."""
-    lines = [json.loads(line) for line in bed.machine.must(f"journalctl -u {UNIT} -o json --no-pager").splitlines()]
+    lines = [
+        json.loads(line)
+        for line in bed.machine.must(f"journalctl -u {UNIT} -o json --no-pager").splitlines()
+    ]
     ours = [line for line in lines if line.get("_COMM") == "xen-vtpmd"]
     if not any(line["MESSAGE"].startswith(f"vtpm {domid}/0: ") for line in ours):
         raise Failure("\n".join(line["MESSAGE"] for line in lines))
@@ -94,7 +109,11 @@ def swtpm_status(bed):
     pid = bed.machine.must("pidof swtpm").strip()
     if not pid.isdigit():
         raise Failure(f"not one swtpm: {pid}")
-    return pid, dict(line.split(":\t", 1) for line in bed.machine.must(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
+    return pid, dict(
+        line.split(":\t", 1)
+        for line in bed.machine.must(f"cat /proc/{pid}/status").splitlines()
+        if ":\t" in line
+    )
 
 
 def confined(bed):
@@ -103,11 +122,18 @@ def confined(bed):
     wanted = {"NoNewPrivs": "1", "Seccomp": "2", "CapEff": "0" * 16, "CapBnd": "0" * 16}
     found = {name: status[name] for name in wanted}
     files = bed.machine.must(f"ls /proc/{pid}/root").split()
-    if found != wanted or int(status["Uid"].split()[0]) < 1_900_000_000 or "proc" in files or "state" not in files:
+    if (
+        found != wanted
+        or int(status["Uid"].split()[0]) < 1_900_000_000
+        or "proc" in files
+        or "state" not in files
+    ):
         raise Failure(f"{found}, uids {status['Uid']}, sees {files}")
     daemon, = show(bed, "MainPID")
-    same = bed.machine.must(f"for kind in net ipc mnt; do readlink /proc/{pid}/ns/$kind /proc/{daemon}/ns/$kind; done | "
-                            "sort | uniq -d").strip()
+    same = bed.machine.must(
+        f"for kind in net ipc mnt; do readlink /proc/{pid}/ns/$kind /proc/{daemon}/ns/$kind; done |"
+        " sort | uniq -d"
+    ).strip()
     if same:
         raise Failure(f"swtpm has the daemon's {same}")
     return f"user {status['Uid'].split()[0]}"
@@ -116,34 +142,61 @@ def confined(bed):
 def keeps(bed, guest, what):
     """Something is done to the daemon: another one serves the guest, by the same swtpm with the
     same PCRs."""
-    before, pcrs = [*show(bed, "MainPID"), swtpm_status(bed)[0]], guest.must("tpm2_pcrread sha256:16")
+    before, pcrs = [*show(bed, "MainPID"), swtpm_status(bed)[0]], guest.must(
+        "tpm2_pcrread sha256:16"
+    )
     bed.machine.must(what, 180)
 
     def another():
         state, pid = show(bed, "ActiveState", "MainPID")
         return state == "active" and pid != before[0]
 
-    wait.until(another, 20, lambda: f"the daemon was {before[0]}, and now: {show(bed, 'ActiveState', 'MainPID')}", pause=0.5)
-    if "0" * 64 in pcrs or guest.must("tpm2_pcrread sha256:16") != pcrs or swtpm_status(bed)[0] != before[1]:
+    wait.until(
+        another,
+        20,
+        lambda: f"the daemon was {before[0]}, and now: {show(bed, 'ActiveState', 'MainPID')}",
+        pause=0.5,
+    )
+    if (
+        "0" * 64 in pcrs
+        or guest.must("tpm2_pcrread sha256:16") != pcrs
+        or swtpm_status(bed)[0] != before[1]
+    ):
         raise Failure(f"PCR 16 was {pcrs}, swtpm {before[1]}, and now {swtpm_status(bed)[0]}")
     guest.must("tpm2_getrandom 8")
     runs(bed)
 
 
-def certified(bed):
+def certified(bed, guest):
     """State with certificates, which many libraries and a program in Python take part in, is made
     in the sandbox."""
-    bed.machine.must("sed -i 's/^#certificates = .*/certificates = true/' /etc/xen-vtpmd.toml && xen-vtpmd check-config && "
-                     f"systemctl restart {UNIT}")
+    bed.machine.must(
+        "sed -i 's/^#certificates = .*/certificates = true/' /etc/xen-vtpmd.toml && xen-vtpmd"
+        f" check-config && systemctl restart {UNIT}"
+    )
     start = time.monotonic()
     # It may take longer than xl waits; it is made all the same.
     bed.machine.run(f"xl vtpm-attach guest uuid={CERTIFIED} backend=0", 60)
     files = f"test -e {STATE}/{CERTIFIED}/tpm2-00.permall && test -e {CA}/issuercert.pem"
-    wait.until(lambda: bed.machine.run(files)[0] == 0, 90,
-               lambda: bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"), pause=1)
+    wait.until(
+        lambda: bed.machine.run(files)[0] == 0,
+        90,
+        lambda: bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"),
+        pause=1,
+    )
     seconds = time.monotonic() - start
     bed.machine.run(f"xl vtpm-detach guest {CERTIFIED}", 60)
-    return f"{seconds:.0f} s"
+    # Now that there is a state, the guest gets it within xl's time, and finds the certificates.
+    bed.machine.must(f"xl vtpm-attach guest uuid={CERTIFIED} backend=0", 60)
+    found = in_guest(
+        guest,
+        "wait_for 30 test -c /dev/tpm1; "
+        "TPM2TOOLS_TCTI=device:/dev/tpm1 tpm2 getcap handles-nv-index",
+    )
+    bed.machine.must(f"xl vtpm-detach guest {CERTIFIED}", 60)
+    if not re.search(CERTIFICATES, found, re.IGNORECASE):
+        raise Failure(f"the guest's TPM has no certificate of an endorsement key: {found}")
+    return f"{seconds:.0f} s, {len(re.findall(CERTIFICATES, found, re.IGNORECASE))} certificates"
 
 
 def verified(bed):
@@ -218,8 +271,13 @@ def steps(bed, package):
     # What the README's reader has already. xl maps these files, which takes long from the shared
     # folder.
     bed.machine.must("cp -r /host/boot /run")
-    guest = Guest(bed.machine, "guest", kernel="'/run/boot/vmlinux'", ramdisk="'/run/boot/guest.cpio'",
-                  options="bed.driver=rust bed.tpms=2.0")
+    guest = Guest(
+        bed.machine,
+        "guest",
+        kernel="'/run/boot/vmlinux'",
+        ramdisk="'/run/boot/guest.cpio'",
+        options="bed.driver=rust bed.tpms=2.0",
+    )
     guest.config = "/etc/xen/guest.cfg"
     guest.write_config()
     bed.record("the README's commands in dom0", installs, bed, dom0)
@@ -233,7 +291,7 @@ def steps(bed, package):
     for what in (f"systemctl restart {UNIT}", f"systemctl kill -s KILL {UNIT} --kill-whom=main",
                  f"cd /host && dpkg -i {package}"):
         bed.record(f"the guest keeps its TPM: {what.split(' && ')[-1]}", keeps, bed, guest, what)
-    bed.record("certificates", certified, bed)
+    bed.record("certificates", certified, bed, guest)
     bed.record("systemd-analyze verify", verified, bed)
     bed.record("systemd-analyze security", security, bed)
     bed.record("removed: no process is left, the state is", removed, bed, guest)

@@ -4,7 +4,7 @@ one m are all of it."""
 
 import re
 
-from suites import host, intree, proof, scenarios, series
+from suites import coverage, host, intree, proof, scenarios, series
 from tools.steps import StepError
 
 # Minutes on two quiet processors, which the shares are made by; each scenario beside two others.
@@ -12,6 +12,7 @@ from tools.steps import StepError
 MINUTES = {
     "host": 10,
     "proof": 25,
+    "coverage": 5,
     "mutations": 10,
     "intree": 20,
     "corners": 15,
@@ -60,21 +61,20 @@ def unit(scenario):
 def run(report, kernels, xen, named, part):
     """All of it, a part, or the scenarios that are named."""
     newest, chosen = scenarios.booted(kernels)[0], scenarios.selected(named or "deep")
-    suites = (
-        {}
-        if named
-        else {
-            "host": lambda: host.run_deep(report),
-            "proof": lambda: proof.run(report),
-            "mutations": lambda: proof.run_mutations(report),
-            "intree": lambda: intree.run(report, newest),
-            "corners": lambda: intree.run_corners(report, newest),
-            "series": lambda: [
-                series.run_other(report, kernel) for kernel in kernels if kernel != newest
-            ],
-            "series build": lambda: series.run_whole(report, newest),
-        }
-    )
+    suites = {
+        "host": lambda: host.run_deep(report),
+        "proof": lambda: proof.run(report),
+        "coverage": lambda: coverage.run(report),
+        "mutations": lambda: proof.run_mutations(report),
+        "intree": lambda: intree.run(report, newest),
+        "corners": lambda: intree.run_corners(report, newest),
+        "series": lambda: [
+            series.run_other(report, kernel) for kernel in kernels if kernel != newest
+        ],
+        "series build": lambda: series.run_whole(report, newest),
+    }
+    if named:
+        suites.clear()
     units = {name: MINUTES.get(name, MINUTES_OTHERWISE) for name in [*suites, *map(unit, chosen)]}
     mine = share(units, part)
     print(f"    to do: {', '.join(sorted(mine))}", flush=True)

@@ -214,7 +214,8 @@ def completions():
     """bash completes a command by the installed file."""
     script = f"""source {SOURCE}/debian/built/bash/xen-vtpmd
         complete -p xen-vtpmd >/dev/null || exit 1
-        COMP_WORDS=(xen-vtpmd st) COMP_CWORD=1 && _xen-vtpmd xen-vtpmd st xen-vtpmd && echo "${{COMPREPLY[@]}}\""""
+        COMP_WORDS=(xen-vtpmd st) COMP_CWORD=1 &&
+            _xen-vtpmd xen-vtpmd st xen-vtpmd && echo "${{COMPREPLY[@]}}\""""
     found = output("bash", "-c", script).split()
     if found != ["status", "stop"]:
         raise Failure(f"'xen-vtpmd st' is completed to {found}")

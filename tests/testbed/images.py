@@ -37,7 +37,8 @@ GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc
 
 # What the selftests of the kernel and our own checks import.
 GUEST_PYTHON = """
-unittest hashlib hmac struct fcntl os sys io errno collections logging socket select random time threading
+unittest hashlib hmac struct fcntl os sys io errno collections logging socket
+select random time threading
 binascii signal json traceback difflib argparse pprint string
 runpy importlib.util locale gettext ctypes
 """.split()

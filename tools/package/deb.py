@@ -32,9 +32,8 @@ def build_deb():
     for path in glob.glob(f"{FOLDER}/xen-vtpmd_*"):
         os.unlink(path)
     for name in sources():
-        target = (
-            f"{SOURCE}/{name.removeprefix('backend/') if name.startswith('backend/debian/') else name}"
-        )
+        of_debian = name.startswith("backend/debian/")
+        target = f"{SOURCE}/{name.removeprefix('backend/') if of_debian else name}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
         shutil.copy2(f"{TOP}/{name}", target)
     # The root has what is needed of build-essential, but not that package.
