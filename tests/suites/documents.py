@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The documents: their lines are short, what they name exists, and README claims what a check shows. That docutils takes
-them is a matter of lint.py."""
+"""The documents: their lines are short, what they name exists, and README claims what a check
+shows. That docutils takes them is a matter of lint.py."""
 
 import glob
 import os
@@ -24,9 +24,13 @@ CLAIMS = "Documentation/testing/claims.rst"
 ONE_CHECK = "Documentation/testing/one-check.rst"
 MOST_FILES = 6
 CLAIM = re.compile(r"<!--\s+claim:\s+([a-z0-9-]+)\s+-->")
-# What a document may name: a path from the top that begins so. Others are on the reader's machine.
-TREES = ("Documentation", "backend", "src", "tests", "tools")
 RUNS = {"test", "deep", "bench", "compare"}
+# A path from the top that a document names, perhaps with a pattern in it; no command, and nothing
+# with a PLACEHOLDER. Other paths are on the reader's machine.
+OURS = re.compile(r"(?!.*/[A-Z]{2,}(/|$))(Documentation|backend|src|tests|tools)/[\w./*+-]*")
+MD_LINK, MD_LITERAL = re.compile(r"\]\(([^)#\s]+)"), re.compile(r"`([^`\n]+)`")
+RST_LINK = re.compile(r"(?:<(?=[^>]*>`_)|^\.\. image:: )([^>`\s]+)", re.MULTILINE)
+RST_LITERAL = re.compile(r"(?:``|(?<![\w`/])(?=Documentation/))([^`\s]+\w/?)(?:``)?")
 
 
 def documents(*endings):
@@ -39,81 +43,80 @@ def documents(*endings):
 
 def parsed(name):
     """A document's tree."""
-    return core.publish_doctree(read(name), source_path=name, settings_overrides={"file_insertion_enabled": False})
+    return core.publish_doctree(read(name), source_path=name)
 
 
 def widths():
-    """No line is wider than WIDEST; a row of a Markdown table cannot be broken, nor can a single word."""
-    none([f"{name}:{number}: {len(line)} columns" for name in documents(".rst", ".md") if name not in WIDE
-          for number, line in enumerate(read(name).splitlines(), 1)
-          if len(line) > WIDEST and not (name.endswith(".md") and line.startswith("|")) and " " in line.strip()])
+    """No line is wider than WIDEST; a row of a Markdown table cannot be broken, nor can a word."""
+    none([
+        f"{name}:{number}: {len(line)} columns"
+        for name in documents(".rst", ".md") if name not in WIDE
+        for number, line in enumerate(read(name).splitlines(), 1)
+        if len(line) > WIDEST and " " in line.strip()
+        and not (name.endswith(".md") and line.startswith("|"))
+    ])
 
 
 def named_files(name, text):
-    """The files of the project that a document names: links, and paths from the top in ``literals``."""
+    """The files of the project that a document names: links, and paths from the top."""
+    link, literal = (MD_LINK, MD_LITERAL) if name.endswith(".md") else (RST_LINK, RST_LITERAL)
     folder = os.path.dirname(name)
-    if name.endswith(".md"):
-        links = re.findall(r"\]\(([^)#\s]+)", text)
-        literals = re.findall(r"`([^`\n]+)`", text)
-    else:
-        links = re.findall(r"<([^>`\s]+)>`_", text) + re.findall(r"^\.\. image:: (\S+)", text, re.MULTILINE)
-        literals = re.findall(r"``([^`\n]+)``", text)
-        literals += re.findall(r"(?<![\w`/])Documentation/[\w./-]*\w", text)
-    yield from (os.path.normpath(os.path.join(folder, link)) for link in links if "://" not in link)
-    for literal in literals:
-        # A path, perhaps with a pattern in it; no command, and nothing with a PLACEHOLDER.
-        if re.fullmatch(rf"({'|'.join(TREES)})/[\w./*+-]*", literal) and not re.search(r"/[A-Z]{2,}(/|$)", literal):
-            yield literal.rstrip("/")
+    yield from (os.path.normpath(os.path.join(folder, path)) for path in link.findall(text)
+                if "://" not in path)
+    yield from (path.rstrip("/") for path in literal.findall(text) if OURS.fullmatch(path))
 
 
 def links():
     """What documents link to and name of the project's files is there."""
-    names = documents(".rst", ".md")
-    none([f"{name}: no {path}" for name in names for path in dict.fromkeys(named_files(name, read(name)))
-          if not glob.glob(f"{TOP}/{path}")])
+    none([
+        f"{name}: no {path}"
+        for name in documents(".rst", ".md")
+        for path in dict.fromkeys(named_files(name, read(name)))
+        if not glob.glob(f"{TOP}/{path}")
+    ])
 
 
 def index():
     """Every document of Documentation/ is named in the index."""
-    text = read(INDEX)
+    linked = set(named_files(INDEX, read(INDEX)))
     none([f"{INDEX} does not name {name}" for name in documents(".rst")
-          if name.startswith("Documentation/") and name != INDEX
-          and f"<{os.path.relpath(name, os.path.dirname(INDEX))}>" not in text])
+          if name.startswith("Documentation/") and name not in linked | {INDEX}])
 
 
 def claims():
-    """The table of claims: for each the runs, and the checks as pairs of a suite or scenario and a name."""
+    """The table of claims: for each the runs, and the checks as pairs of a suite or scenario and a
+    name."""
     found = {}
     for row in parsed(CLAIMS).findall(nodes.row):
-        cells = [cell.astext() for cell in row.findall(nodes.entry)]
+        cells = [" ".join(cell.astext().split()) for cell in row.findall(nodes.entry)]
         if len(cells) != 3 or cells[0] == "claim":
             continue
-        runs = set(re.split(r",\s*", cells[1]))
-        checks = []
-        for part in re.split(r";\s*", " ".join(cells[2].split())):
+        claim, runs, checks = cells[0], set(cells[1].split(", ")), []
+        for part in cells[2].split("; "):
             where, mark, names = part.partition(": ")
-            checks += [(where, name) for name in re.split(r", (?=\S)", names)]
+            checks += [(where, name) for name in names.split(", ")]
             if not mark:
-                raise Failure(f"{CLAIMS}: {cells[0]}: '{part}' is not 'SCENARIO: CHECK, CHECK'")
-        if cells[0] in found or not runs <= RUNS:
-            raise Failure(f"{CLAIMS}: {cells[0]} is there twice, or its run is not one of {sorted(RUNS)}")
-        found[cells[0]] = runs, checks
+                raise Failure(f"{CLAIMS}: {claim}: '{part}' is not 'SCENARIO: CHECK, CHECK'")
+        if claim in found or not runs <= RUNS:
+            raise Failure(f"{CLAIMS}: {claim} is there twice, or its run is none of {sorted(RUNS)}")
+        found[claim] = runs, checks
     if not found:
         raise Failure(f"{CLAIMS} has no table of claims")
     return found
 
 
 def missing_check(runs, where, name):
-    """What is wrong with a check's name; None where there is such a check, and it is made in these runs."""
+    """What is wrong with a check's name; None where there is such a check, made in these runs."""
     if where == "cargo":
-        text = "".join(read(file) for file in sources() if file.endswith(".rs"))
-        return None if re.search(rf"\bfn {re.escape(name)}\(", text) else f"no Rust test is called {name}"
+        wanted, pattern = rf"\bfn {re.escape(name)}\(", r".*\.rs$"
+    else:
+        wanted, pattern = rf"^check_{re.escape(name)}\(\)", r"tests/guest/\w+\.sh$"
     one = scenarios.known().get(where)
     if one and not runs & set(one.sets):
         return f"{where} belongs to {', '.join(one.sets)}, and not to {', '.join(runs)}"
-    if one and re.fullmatch(r"[a-z0-9_]+", name):
-        guests = "".join(read(file) for file in sources() if re.match(r"tests/guest/\w+\.sh$", file))
-        return None if f"\ncheck_{name}()" in guests else f"no check of a guest is called {name}"
+    if where == "cargo" or one and re.fullmatch(r"[a-z0-9_]+", name):
+        files = "\n".join(read(file) for file in sources() if re.match(pattern, file))
+        return None if re.search(wanted, files, re.MULTILINE) else f"no check is called {name}"
     path = os.path.relpath(one.module.__file__, TOP) if one else f"tests/suites/{where}.py"
     if not os.path.exists(f"{TOP}/{path}"):
         return f"there is no scenario or suite '{where}'"
@@ -121,12 +124,14 @@ def missing_check(runs, where, name):
 
 
 def claimed():
-    """Each claim that README marks is in the table with a check that exists, and the table has no other."""
-    marked = CLAIM.findall(read("README.md"))
-    table = claims()
-    wrong = [f"README marks {claim} twice" for claim in sorted(set(marked)) if marked.count(claim) > 1]
-    wrong += [f"README claims {claim}, and {CLAIMS} has no check for it" for claim in marked if claim not in table]
-    wrong += [f"{CLAIMS} has {claim}, which README does not claim" for claim in table if claim not in marked]
+    """Each claim that README marks is in the table with a check that exists, and the table has no
+    other."""
+    marked, table = CLAIM.findall(read("README.md")), claims()
+    wrong = [f"README marks {claim} twice" for claim in set(marked) if marked.count(claim) > 1]
+    wrong += [f"README claims {claim}, which {CLAIMS} does not have" for claim in marked
+              if claim not in table]
+    wrong += [f"{CLAIMS} has {claim}, which README does not claim" for claim in table
+              if claim not in marked]
     wrong += [f"{claim}: {why}" for claim, (runs, checks) in table.items() for check in checks
               if (why := missing_check(runs, *check))]
     none(wrong)
@@ -134,56 +139,65 @@ def claimed():
 
 
 def shown(report):
-    """After a whole `make test`: each check that a claim rests on, and that belongs to it, was made and has passed."""
-    # A check of a guest has the guest's name before its own; a scenario on another kernel has that behind its own.
-    passed = [(check["suite"].rpartition("/")[2], f": {check['name']}") for check in report.checks
-              if check["status"] == "pass"]
-    wanted = [(claim, *check) for claim, (runs, checks) in claims().items() if "test" in runs for check in checks]
-    none([f"{claim}: {where}: {name} was not made, or has not passed" for claim, where, name in wanted
-          if where != "cargo" and not any(re.match(rf"{where}(-[\d.]+)?$", suite) and text.endswith(f": {name}")
-                                          for suite, text in passed)])
+    """After a whole `make test`: each check that a claim rests on was made and has passed."""
+    # A check of a guest has the guest's name before its own; a scenario on another kernel has that
+    # kernel behind its own.
+    passed = {(re.sub(r"-[\d.]+$", "", check["suite"].rpartition("/")[2]), name)
+              for check in report.checks if check["status"] == "pass"
+              for name in (check["name"], check["name"].partition(": ")[2])}
+    wanted = [(claim, *check) for claim, (runs, checks) in claims().items() if "test" in runs
+              for check in checks if check[0] != "cargo"]
+    none([f"{claim}: {where}: {name} was not made, or has not passed"
+          for claim, where, name in wanted if (where, name) not in passed])
     return f"{len(wanted)} checks of {len({claim for claim, *_ in wanted})} claims"
 
 
 def one_check():
-    """The page about the path of one check quotes lines that are there, of no more than MOST_FILES files."""
-    path = [(item[0].astext(), [line for block in item.findall(nodes.literal_block) for line in block.astext().splitlines()])
-            for item in parsed(ONE_CHECK).findall(nodes.definition_list_item)]
-    if not path or len(path) > MOST_FILES or not all(lines for _, lines in path):
-        raise Failure(f"{ONE_CHECK} has {len(path)} files, and should quote at least one line of up to {MOST_FILES}")
-    none([f"{name} has no line with '{line.strip()}'" for name, lines in path for line in lines
-          if line.strip() not in read(name)])
+    """The page about the path of one check quotes lines that are there, of few enough files."""
+    path = {item[0].astext(): "\n".join(text.astext() for text in item.findall(nodes.literal_block))
+            for item in parsed(ONE_CHECK).findall(nodes.definition_list_item)}
+    if not path or len(path) > MOST_FILES or not all(path.values()):
+        raise Failure(f"{ONE_CHECK} has {len(path)} files, and should quote at least one line of "
+                      f"each of up to {MOST_FILES}")
+    none([f"{name} has no line with '{line.strip()}'" for name, quotes in path.items()
+          for line in quotes.splitlines() if line.strip() not in read(name)])
     return f"{len(path)} files"
 
 
 def recipes():
-    """README's commands for a TPM 2.0 do what it says, as they are printed: on a swtpm, and with what is left in a TPM
-    flushed as /dev/tpmrm0 does it. The secret opens, and no more when the PCR has changed."""
+    """README's commands for a TPM 2.0 do what it says, as they are printed: on a swtpm, with what
+    is left in the TPM flushed as /dev/tpmrm0 does it. The secret opens, and no more when the PCR
+    has changed."""
     section = read("README.md").partition("\n## Recipes\n")[2].partition("\n## ")[0]
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) for line in block.splitlines()
-             if re.search(r"\btpm2_", line)]
-    if len(lines) < 2 or not lines[-1].startswith("tpm2_unseal "):
-        raise Failure(f"the recipes do not end in tpm2_unseal: {lines}")
-    extends = [line for line in lines if line.startswith("tpm2_pcrextend ")]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+             for line in block.splitlines() if re.search(r"\btpm2_", line)]
+    extend = [line for line in lines if line.startswith("tpm2_pcrextend ")]
+    if not extend or not lines[-1].startswith("tpm2_unseal "):
+        raise Failure(f"the recipes do not extend a PCR, or do not end in tpm2_unseal: {lines}")
     with tempfile.TemporaryDirectory() as folder:
-        def tpm(line):
-            return subprocess.run(["sh", "-ec", f"{line}\ntpm2_flushcontext -Q -t"], cwd=folder, timeout=60, check=False,
-                                  capture_output=True, text=True,
-                                  env={**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={folder}/tpm"})
-        with subprocess.Popen(["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags", "startup-clear",
-                               "--server", f"type=unixio,path={folder}/tpm", "--ctrl", f"type=unixio,path={folder}/tpm.ctrl"],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as swtpm:
+        server = ["swtpm", "socket", "--tpm2", "--tpmstate", f"dir={folder}", "--flags",
+                  "startup-clear", "--server", f"type=unixio,path={folder}/tpm",
+                  "--ctrl", f"type=unixio,path={folder}/tpm.ctrl"]
+        environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={folder}/tpm"}
+
+        def does(line):
+            return subprocess.run(["sh", "-ec", f"{line}\ntpm2_flushcontext -Q -t"], cwd=folder,
+                                  env=environment, capture_output=True, text=True, check=False,
+                                  timeout=60)
+
+        with subprocess.Popen(server, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tpm:
             try:
-                tpm("for i in $(seq 100); do [ -S tpm ] && break; sleep 0.05; done")
+                does("for i in $(seq 100); do [ -S tpm ] && break; sleep 0.05; done")
                 for line in lines:
-                    if (done := tpm(line)).returncode:
+                    done = does(line)
+                    if done.returncode:
                         raise Failure(f"{line}: {done.stderr}")
                 if done.stdout != "secret\n":
                     raise Failure(f"{lines[-1]}: {done.stdout!r}")
-                if tpm(extends[0]).returncode or not tpm(lines[-1]).returncode:
+                if does(extend[0]).returncode or not does(lines[-1]).returncode:
                     raise Failure("the secret opens though its PCR has changed")
             finally:
-                swtpm.kill()
+                tpm.kill()
     return f"{len(lines)} commands"
 
 
