@@ -24,11 +24,11 @@ RETURN = 20.0
 MADE_UP, SECRET = 0xbb, b"a secret of this guest. "
 
 
-def get_random(body=b""):
+def get_random(body=b"", count=8):
     """GetRandom of 8 bytes; with more behind it, it is no command that a TPM takes."""
     if version() == "1.2":
-        return struct.pack(">HIII", 0xc1, 14 + len(body), 0x46, 8) + body
-    return struct.pack(">HIIH", 0x8001, 12 + len(body), 0x17b, 8) + body
+        return struct.pack(">HIII", 0xc1, 14 + len(body), 0x46, count) + body
+    return struct.pack(">HIIH", 0x8001, 12 + len(body), 0x17b, count) + body
 
 
 def judge(answer):
@@ -122,6 +122,38 @@ def tries(count, patience=PATIENCE, body=b""):
             else:
                 break
     print("tries", *found)
+
+
+def timed(count, patience):
+    """So many commands, one after the other, and how long each takes."""
+    found = []
+    for _ in range(int(count)):
+        begin = time.monotonic()
+        found += [one(get_random(), float(patience)), f"{time.monotonic() - begin:.1f}"]
+    print("timed", *found)
+
+
+def stale():
+    """A command whose response is as long as that of TPM_GetTicks or TPM2_ReadClock, and is cancelled; what the next
+    command comes to, and what the driver says of the connection in between."""
+    first = one(get_random(count=42 - 14 if version() == "1.2" else 35 - 12), PATIENCE)
+    until = time.monotonic() + RETURN
+    while (word := one(get_random(), PATIENCE)) != "self:ok" and time.monotonic() < until:
+        time.sleep(0.1)
+    print("stale", first, word, flush=True)
+    os.system("dmesg")
+
+
+def pcrs():
+    """How many PCRs of a TPM 1.2 sysfs shows, or the errno."""
+    def read():
+        try:
+            with open("/sys/class/tpm/tpm0/pcrs", encoding="ascii") as file:
+                return str(len(file.readlines()))
+        except OSError as why:
+            return errno.errorcode[why.errno]
+
+    print("pcrs", Child(read).word(60.0 * SLOWNESS) or "EDEAD")
 
 
 def secret():
@@ -238,7 +270,7 @@ def watch(seconds):
 def interrupts():
     """How many events the driver has taken."""
     with open("/proc/interrupts", encoding="ascii") as file:
-        return sum(int(line.split()[1]) for line in file if re.search(r"\b(vtpm|tpmif)$", line.strip()))
+        return sum(int(line.split()[1]) for line in file if re.search(r"\b(vtpm(-\d+)?|tpmif)$", line.strip()))
 
 
 def work(seconds):

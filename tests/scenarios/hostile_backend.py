@@ -9,8 +9,8 @@ WORST = ("honest", "silent", "length-max", "length-changes", "extra-pages", "sta
          "feature-huge", "secret-refused", "secret-wedged")
 # Where the answers of a TPM 1.2 are others than a TPM 2.0's; the rest is the same for both versions.
 TPM12 = ("honest", "length-max", "header-longer", "tpm-failure", "tpm-retry", "random-more", "random-boundless",
-         "version-changes", "secret-answered", "probe-failure", "probe-other-version", "durations-endless",
-         "durations-none")
+         "version-changes", "stale-response", "unbind-busy", "secret-answered", "probe-failure",
+         "probe-other-version", "durations-endless", "durations-none", "pcrs-many", "probe-selftest")
 # () is all that we know. The stock C driver is compared: what it does is noted, and a guest that is no longer well is
 # replaced.
 VARIANTS = {"12": {"sets": ("deep",), "names": TPM12, "version": "1.2"},

@@ -19,21 +19,32 @@ SECRET = "a secret of this guest."
 DEADLINE = 75
 # The core gives two minutes to commands whose duration it does not know, as the first of a probe and the last one.
 FIRST = 140
+# Binding the driver ends within this time, however long the backend makes the registration of its TPM, and unbinding it
+# does while that goes on. The rest is for what the testbed needs.
+PROBE, UNBIND, REST = 30, 10, 5
+# A command behind one that timed out has no more than this.
+SHORT = 15
+# How often the driver connects to a backend that ends each connection at once, in this time (s).
+RECONNECTS, SPELL = 12, 15
+# A TPM 1.2's PCRs.
+PCRS = 24
 # What is left of the guest's speed under a storm, against a backend that only uses its processor.
 SPEED = 0.5
 # The guest sees to other watches within this time.
 PROMPT = 5.0
 FILE = "/run/hostile.file"
 # These change answers that only a TPM of this version gives.
-ONE_VERSION = {"1.2": ("durations-endless", "durations-none"),
-               "2.0": ("banks-none", "banks-many", "banks-endless", "banks-long", "properties-absurd")}
+ONE_VERSION = {"1.2": ("durations-endless", "durations-none", "pcrs-many", "probe-selftest"),
+               "2.0": ("banks-none", "banks-many", "banks-endless", "banks-long", "banks-wide", "properties-absurd",
+                       "register-retry")}
 # What the storm is measured against: a backend that only uses its processor.
 CONTROL = "spin"
 TURNS = 3
 # How long the storm lasts in all, in seconds.
 STORM = 30
 # After these kinds it goes on with the same connection, or has asked for another one itself.
-SAME_CONNECTION = ("command", "secret", "deadline", "storm", "unbind")
+SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "storm", "unbind", "busy-unbind",
+                   "registration", "detach")
 # A backend of another protocol is refused for good: the driver has to be bound anew, as the kernel's log says.
 REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
 
@@ -65,6 +76,8 @@ def behaviours():
     return {line.split("\t")[0]: Behaviour(*line.split("\t")) for line in done.stdout.splitlines()}
 
 
+# What the driver says when it has found another TPM, or one that was reset.
+OTHER_TPM = re.compile(r"vtpm.*(anew|reset|restarted|another|different|mismatch|replaced)", re.IGNORECASE)
 with open(f"{steps.TOP}/tests/guest/complaints", encoding="ascii") as patterns:
     SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
 
@@ -83,12 +96,13 @@ def as_expected(found, expect, any_errno=False):
 class Trial:
     """One guest with one vTPM, whose backend is told how to behave."""
 
-    def __init__(self, bed, vtpm):
+    def __init__(self, bed, vtpm, attached=True):
         self.bed, self.vtpm, self.machine = bed, vtpm, bed.machine
         self.c_driver = bed.driver == "c"
         # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
-        self.guest = bed.new_guest("victim", [] if self.c_driver else [vtpm], memory=400, options=options)
+        vtpms = [vtpm] if attached and not self.c_driver else []
+        self.guest = bed.new_guest("victim", vtpms, memory=400, options=options)
         self.load = "load_driver"
         self.rows, self.ports, self.seen = {}, None, 0
 
@@ -99,9 +113,15 @@ class Trial:
 
     def serve(self):
         """Puts the hostile backend into the daemon's place."""
-        self.bed.stop_backend()
+        if self.machine.run("pidof xen-vtpmd")[0] == 0:
+            self.bed.stop_backend()
         version = "--tpm2" if self.vtpm.version == "2.0" else ""
         self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
+
+    def stop(self):
+        """Ends the hostile backend and its swtpm, and destroys the guest, for another trial on the same machine."""
+        self.machine.run("xl destroy victim; kill $(pidof xen-hostile-backend) $(pidof swtpm); "
+                         "while pidof xen-hostile-backend swtpm; do sleep 0.1; done; rm -f /run/hostile.*", 60)
 
     def start_guest(self):
         """Starts the guest, with an honest backend."""
@@ -220,8 +240,55 @@ class Trial:
     def _bus(self, behaviour, row):
         self.tell(f"behave {behaviour.name}", 120)
         result = self._judged(row, self._tries, behaviour, row)
-        connections = re.search(r"connections (\d+)", self.tell("status"))[1]
-        return f"{result}, {connections} connections so far"
+        return f"{result}, {self.status('connections')} connections so far"
+
+    def status(self, what):
+        """A number of the backend's."""
+        return int(re.search(rf"{what} (\d+)", self.tell("status"))[1])
+
+    def begun(self):
+        """Waits until the backend has got a command; returns how many it has got."""
+        self.machine.must("for i in $(seq 100); do xen-hostile-backend tell status | grep -q 'commands [1-9]' && break; "
+                          "sleep 0.1; done")
+        return self.status("commands")
+
+    def _reconnects(self, behaviour, row):
+        before = self.status("connections")
+        result = self._bus(behaviour, row)
+        self.machine.must(f"sleep {SPELL}")
+        count = self.status("connections") - before
+        if count > RECONNECTS:
+            row["wrong"] = f"more than {RECONNECTS} connections in about {SPELL} s"
+        return f"{result}, {count} of them in {SPELL} s"
+
+    def _timeout(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        count = len(behaviour.expect.split())
+        _, *found = self.python(f"timed {count} {DEADLINE}", 60 + count * (DEADLINE + 45)).split()
+        words, seconds = found[::2], [float(number) for number in found[1::2]]
+        if not as_expected(words, behaviour.expect, self.c_driver):
+            row["wrong"] = f"not {behaviour.expect}, but {' '.join(words)}"
+        elif any(number > SHORT * self.bed.slowness for number in seconds[1:]):
+            row["wrong"] = f"a command behind one that timed out takes more than {SHORT} s"
+        return ", ".join(f"{word} after {number} s" for word, number in zip(words, seconds))
+
+    def _stale(self, behaviour, row):
+        """Of two connections that are in order the driver knows which TPM it has; then comes the
+        response to a command that the one before could not end."""
+        for _ in range(2):
+            self.tell("reconnect")
+            self.python("tries 2")
+        self.python("quiet")
+        self.tell(f"behave {behaviour.name}")
+        first, *found = self.python("stale", 120).splitlines()
+        row["result"] = " ".join(first.split()[1:])
+        if not as_expected(first.split()[-1:], behaviour.expect, self.c_driver):
+            row["wrong"] = f"not {behaviour.expect} on the next connection"
+        if self.status("commands") < 3:
+            row["wrong"] = "the stale response was not given"
+        if said := [line for line in found if OTHER_TPM.search(line)]:
+            row["wrong"] = f"it takes a stale response for its own: {said[0]}"
+        return row["result"]
 
     def _storm(self, behaviour, row):
         # In turns, because what else the host does changes.
@@ -251,6 +318,36 @@ class Trial:
             result += ", " + self.python("tries 1").split()[1]
         return f"{result} ({lines[-1].split('] ')[-1]})" if len(lines) > 1 else result
 
+    def _pcrs(self, behaviour, row):
+        result = self._probe(behaviour, row)
+        if result.startswith("device"):
+            count = self.python("pcrs", 120).split()[1]
+            if not count.startswith("E") and int(count) > PCRS:
+                row["wrong"] = f"{count} PCRs are read, which the TPM core has no room for"
+            result += f", {count} PCRs"
+        return result
+
+    def _registration(self, behaviour, row):
+        self.python("unbind")
+        self.tell(f"behave {behaviour.name}")
+        limit = PROBE + REST * self.bed.slowness
+        word, _, seconds = self.python(f"bind {limit}", limit + 60).splitlines()[0].split()[1:]
+        wrong = [] if word in behaviour.expect.split("|") else [f"not {behaviour.expect}, but {word}"]
+        found = {}
+        noticed = self._noticed(found)
+        wrong += found.values()
+        running = self.status("commands")
+        _, unbound, took = self.python("unbind 60", 120).split()
+        if unbound != "ok" or float(took) > UNBIND + REST * self.bed.slowness:
+            wrong.append(f"unbinding meanwhile: {unbound}")
+        if not running:
+            wrong.append("the backend has seen no command")
+        if wrong:
+            row["wrong"] = "; ".join(wrong)
+        self.tell("behave honest")
+        self.python("bind 30", 90)
+        return f"{word} after {seconds} s and {running} commands, other watches {noticed}, unbound after {took} s"
+
     def _slow_probe(self, behaviour, row):
         return self._probe(behaviour, row, FIRST * self.bed.slowness)
 
@@ -263,6 +360,43 @@ class Trial:
         self.tell("behave honest")
         self.python("bind 30", 90)
         return f"{'unbound' if word == 'ok' else word} after {seconds} s"
+
+    def _busy_unbind(self, behaviour, row):
+        before = self.status("interrupted")
+        self.tell(f"behave {behaviour.name}")
+        self.guest.must(f"python3 -E -s /bed/hostile.py tries 1 {DEADLINE} >/run/tries 2>&1 &")
+        begun = self.begun()
+        result = self._unbind_now(row)
+        if not begun:
+            row["wrong"] = "no command ran"
+        elif self.status("interrupted") > before:
+            row["wrong"] = "the page is closed while the backend has a command"
+        self.tell("behave honest")
+        self.python("bind 30", 90)
+        return result
+
+    def _unbind_now(self, row):
+        """Unbinds within the time that this may take."""
+        _, word, seconds = self.python("unbind 60", 120).split()
+        if word != "ok" or float(seconds) > UNBIND + REST * self.bed.slowness:
+            row["wrong"] = f"unbinding ends with {word} after {seconds} s"
+        return f"{'unbound' if word == 'ok' else word} after {seconds} s"
+
+    def _detach(self, behaviour, row):
+        """The toolstack waits for ten seconds and then removes the device; meanwhile it is not connected again."""
+        self.tell(f"behave {behaviour.name}")
+        before = self.status("connections")
+        # xl says that it has failed, and has removed the device by force.
+        self.machine.run(f"xl vtpm-detach victim {self.vtpm.uuid}", 60)
+        again = self.status("connections") - before
+        word = "still there" if self.guest.run("[ ! -e /sys/bus/xen/devices/vtpm-0 ]").code else "gone"
+        if word != behaviour.expect:
+            row["wrong"] = f"not {behaviour.expect}, but {word}"
+        elif again:
+            row["wrong"] = f"it is connected again {again} times though the backend's online is 0"
+        self.tell("behave honest")
+        self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
+        return f"{word}, connected again {again} times"
 
     def _suspend(self, behaviour, row):
         self.machine.must(f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave {behaviour.name}; "
@@ -366,15 +500,18 @@ def text(cell):
 
 
 def scenario(bed, names, version="2.0"):
-    """Faces these behaviours, or those that BEHAVIOURS= names, or all, with one guest for as long as it lives."""
-    names = names or (os.environ.get("BEHAVIOURS") or "").split()
+    """Faces these behaviours, or all, with one guest for as long as it lives; those alone that BEHAVIOURS= names, where it
+    names some."""
+    wanted = (os.environ.get("BEHAVIOURS") or "").split()
     vtpm = bed.vtpm(version)
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: programs.hostile_backend_path()})
     trial, known = Trial(bed, vtpm), behaviours()
     trial.start()
     column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{f', {bed.guest_kernel.series} kernel' if bed.debug else ''}"
     other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]
-    for name in names or (name for name in known if name != CONTROL and name not in other):
+    for name in names or [name for name in known if name != CONTROL and name not in other]:
+        if wanted and name not in wanted:
+            continue
         bed.record(f"{name}: {known[name].wrong}", trial.recorded if trial.c_driver else trial.face, known[name])
         with TABLE:
             write_table(column, trial.rows)

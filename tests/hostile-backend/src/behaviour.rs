@@ -14,6 +14,9 @@ use crate::edits::Edit;
 pub(crate) enum Step {
     /// Takes the request out of the page and has the TPM answer it.
     Run,
+    /// The same, but the response is kept for the next command: it is that one's `Run`. A backend that
+    /// does not forget a running command on a reconnect does so.
+    Owe,
     /// Changes the answer that goes into the page next.
     Edit(Edit),
     /// Writes the answer into the page, and its length.
@@ -63,10 +66,24 @@ pub(crate) enum Kind {
     Probe,
     /// By binding the driver, which may take more than a minute.
     SlowProbe,
+    /// By binding the driver, whose registration of the TPM does not end.
+    Registration,
+    /// By binding the driver, and reading all PCRs.
+    Pcrs,
     /// By what happens in xenstore when it starts; commands follow.
     Bus,
+    /// By commands that nobody cancels, the first of which takes a minute and none of the others.
+    Timeout,
+    /// By a command whose response comes on the next connection.
+    Stale,
+    /// By connections that the backend ends as soon as they are there.
+    Reconnects,
     /// By unbinding the driver.
     Unbind,
+    /// By unbinding the driver while a command runs.
+    BusyUnbind,
+    /// By detaching the device.
+    Detach,
     /// While the guest is saved, as a checkpoint.
     Suspend,
     /// While the guest is restored.
@@ -87,6 +104,13 @@ impl Kind {
             Self::Deadline => "deadline",
             Self::Probe => "probe",
             Self::SlowProbe => "slow-probe",
+            Self::Registration => "registration",
+            Self::Pcrs => "pcrs",
+            Self::Timeout => "timeout",
+            Self::Stale => "stale",
+            Self::Reconnects => "reconnects",
+            Self::BusyUnbind => "busy-unbind",
+            Self::Detach => "detach",
             Self::Bus => "bus",
             Self::Unbind => "unbind",
             Self::Suspend => "suspend",
@@ -132,6 +156,8 @@ pub(crate) struct Behaviour {
     pub(crate) deaf: bool,
     /// Pages stay mapped when their connection ends.
     pub(crate) keep: bool,
+    /// The toolstack's wish that the device goes is ignored.
+    pub(crate) stays: bool,
 }
 
 /// Runs the command and answers it.
@@ -161,6 +187,7 @@ pub(crate) const HONEST: Behaviour = Behaviour {
     connected: &[],
     deaf: false,
     keep: false,
+    stays: false,
 };
 
 impl Behaviour {

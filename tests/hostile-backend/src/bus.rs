@@ -8,6 +8,7 @@ use std::process::Command;
 use xen_vtpmd::xen::Store;
 use xen_vtpmd::xenbus::{Id, Particulars, Paths};
 
+use crate::behaviour::Behaviour;
 use crate::Result;
 
 /// What the toolstack or the guest wants.
@@ -121,14 +122,14 @@ impl Vtpm {
         Ok(())
     }
 
-    /// What is wanted now. `grant` is that of the page which is mapped; `deaf` is whether the guest is
-    /// ignored.
-    pub(crate) fn wish(&self, store: &Store, grant: Option<u32>, deaf: bool) -> Wish {
+    /// What is wanted now. `grant` is that of the page which is mapped. The behaviour may ignore the
+    /// guest, or that the device is to go: but for its folder, without which there is no device.
+    pub(crate) fn wish(&self, store: &Store, grant: Option<u32>, behaviour: &Behaviour) -> Wish {
         let online = value(store, &self.paths.backend("online"));
-        if self.removed.is_empty() && online != "1" {
+        if self.removed.is_empty() && online != "1" && !(behaviour.stays && online == "0") {
             return Wish::Gone;
         }
-        if deaf {
+        if behaviour.deaf {
             return Wish::Nothing;
         }
         match value(store, &self.paths.frontend("state")).as_str() {

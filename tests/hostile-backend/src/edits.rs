@@ -226,6 +226,44 @@ pub(crate) fn no_durations(request: &[u8], answer: &mut Vec<u8>) {
     }
 }
 
+/// The ordinal of a TPM 1.2's command.
+fn ordinal_12(request: &[u8]) -> Option<u32> {
+    be32(request, 6).filter(|_| is_12(request))
+}
+
+/// TPM 1.2: long durations are 71 minutes, and the self test is never done: TPM_DOING_SELFTEST.
+pub(crate) fn endless_selftest(request: &[u8], answer: &mut Vec<u8>) {
+    property_12(request, answer, 0x120, 0);
+    match ordinal_12(request) {
+        Some(0x65) if be32(request, HEADER + 8) == Some(0x120) && answer.len() >= HEADER + 16 => {
+            for (at, microseconds) in [(14, 1_000_000), (18, 2_000_000), (22, 0xffff_0000)] {
+                put32(answer, at, microseconds);
+            }
+        }
+        Some(0x53) => *answer = packet(0xc4, 0, &[]),
+        Some(0x15) => *answer = packet(0xc4, 0x802, &[]),
+        _ => {}
+    }
+}
+
+/// TPM 1.2: there are 1,000 PCRs, and each can be read.
+pub(crate) fn many_pcrs(request: &[u8], answer: &mut Vec<u8>) {
+    let asked = be32(request, HEADER) == Some(5) && be32(request, HEADER + 8) == Some(0x101);
+    match ordinal_12(request) {
+        Some(0x65) if asked => put32(answer, HEADER + 4, 1000),
+        Some(0x15) => *answer = packet(0xc4, 0, &[MADE_UP; 20]),
+        _ => {}
+    }
+}
+
+/// The last bank's selection has four bytes, for 32 PCRs: legal, and more than Linux knows.
+pub(crate) fn wide_bank(request: &[u8], answer: &mut Vec<u8>) {
+    if is_capability(request, 5) {
+        let bank = [0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0x0b, 4, 0xff, 0xff, 0xff, 0];
+        *answer = packet(0x8001, 0, &bank);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,5 +344,24 @@ mod tests {
         assert_eq!(answer[14..], [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1]);
         endless_durations(&DURATION, &mut answer);
         assert_eq!(answer[14..], [255; 12]);
+        endless_selftest(&DURATION, &mut answer);
+        assert_eq!(answer[22..], [0xff, 0xff, 0, 0]);
+        assert_eq!(edited(wide_bank, &PCRS).len(), 26);
+    }
+
+    #[test]
+    fn pcrs_and_self_test() {
+        let mut count = DURATION;
+        count[18..].copy_from_slice(&0x101_u32.to_be_bytes());
+        let mut answer = packet(0xc4, 0, &[0, 0, 0, 4, 0, 0, 0, 24]);
+        many_pcrs(&count, &mut answer);
+        assert_eq!(answer[14..], [0, 0, 3, 232]);
+
+        let read = [0, 0xc1, 0, 0, 0, 14, 0, 0, 0, 0x15, 0, 0, 0, 99];
+        assert_eq!(edited(many_pcrs, &read).len(), 30);
+        assert_eq!(edited(endless_selftest, &read)[6..], [0, 0, 8, 2]);
+        // Other commands' answers are left alone.
+        assert_eq!(edited(many_pcrs, &RANDOM_12).len(), 22);
+        assert_eq!(edited(endless_selftest, &RANDOM_12).len(), 22);
     }
 }

@@ -42,6 +42,10 @@ struct Server {
     cancelled: bool,
     request: Vec<u8>,
     answer: Vec<u8>,
+    /// A response that the next command gets in place of its own.
+    owed: Option<Vec<u8>>,
+    /// Connections that the guest ended while a command of theirs ran.
+    interrupted: usize,
     /// Commands since the behaviour began; connections, grants and turns of the loop since ever.
     commands: usize,
     connections: usize,
@@ -65,6 +69,8 @@ pub(crate) fn serve(socket: &str) -> Result<()> {
         cancelled: false,
         request: Vec::new(),
         answer: Vec::new(),
+        owed: None,
+        interrupted: 0,
         commands: 0,
         connections: 0,
         grants: Vec::new(),
@@ -133,7 +139,7 @@ impl Server {
             return Ok(());
         };
         let grant = self.line.as_ref().map(Line::grant);
-        match vtpm.wish(&self.store, grant, self.behaviour.deaf) {
+        match vtpm.wish(&self.store, grant, self.behaviour) {
             Wish::Nothing => {}
             Wish::Gone => {
                 println!("{}: gone", vtpm.id());
@@ -147,6 +153,7 @@ impl Server {
                 vtpm.show(&self.store, "5")?;
             }
             Wish::Closed => {
+                self.interrupted += usize::from(self.line.is_some() && self.working);
                 self.part();
                 self.bus("2");
             }
@@ -217,10 +224,11 @@ impl Server {
             "status" => {
                 let grants: Vec<String> = self.grants.iter().map(u32::to_string).collect();
                 Ok(format!(
-                    "behaviour {} commands {} connections {} turns {} grants {}",
+                    "behaviour {} commands {} connections {} interrupted {} turns {} grants {}",
                     self.behaviour.name,
                     self.commands,
                     self.connections,
+                    self.interrupted,
                     self.turns,
                     grants.join(",")
                 ))
@@ -233,6 +241,7 @@ impl Server {
     fn behave(&mut self, behaviour: &'static Behaviour) -> Result<()> {
         self.behaviour = behaviour;
         self.commands = 0;
+        self.owed = None;
         self.kept.clear();
         self.plan.clear();
         self.working = false;
@@ -347,12 +356,17 @@ impl Server {
         };
         let page = line.page();
         match step {
-            Step::Run => {
+            Step::Run | Step::Owe => {
                 self.request = line.request();
-                self.answer = match self.request.as_slice() {
-                    [] => Vec::new(),
-                    request => self.tpm.command(request)?,
+                let response = match (self.owed.take(), self.request.as_slice()) {
+                    (Some(owed), _) => owed,
+                    (None, []) => Vec::new(),
+                    (None, request) => self.tpm.command(request)?,
                 };
+                match step {
+                    Step::Owe => self.owed = Some(response),
+                    _ => self.answer = response,
+                }
             }
             Step::Put => line.put(&self.answer),
             Step::Length(length) => page.set_length(length),

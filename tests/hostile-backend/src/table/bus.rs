@@ -3,7 +3,7 @@
 //! What can be wrong in xenstore and with connections while the driver is bound.
 
 use super::with;
-use crate::behaviour::Kind::Bus;
+use crate::behaviour::Kind::{Bus, Command, Reconnects, Stale};
 use crate::behaviour::{Behaviour, Step, HONEST};
 use crate::edits::{self, Edit};
 
@@ -47,6 +47,28 @@ pub(super) const XENSTORE: &[Behaviour] = &[
         ..HONEST
     },
     Behaviour {
+        kind: Command,
+        name: "state-unknown",
+        expect: "self:ok",
+        wrong: "the backend's state is 0, 7, 8 and a word while a command runs",
+        submit: &[
+            Node("state", "0"), Wait(200), Node("state", "7"), Wait(200), Node("state", "8"), Wait(200),
+            Node("state", "Connected"), Wait(200), Node("state", "4"), Wait(200),
+            Run, Put, State(2), Notify(1),
+        ],
+        ..HONEST
+    },
+    Behaviour {
+        kind: Stale,
+        name: "stale-response",
+        expect: "self:ok",
+        wrong: "a response that comes only on the next connection, to its first command",
+        commands: 1,
+        submit: &[Step::Owe],
+        cancel: None,
+        ..HONEST
+    },
+    Behaviour {
         kind: Bus,
         name: "folder-removed",
         expect: "self:ok|self:EPIPE",
@@ -73,7 +95,7 @@ pub(super) const XENSTORE: &[Behaviour] = &[
         ..HONEST
     },
     Behaviour {
-        kind: Bus,
+        kind: Reconnects,
         name: "reconnect-storm",
         expect: "self:ok|self:EPIPE|self:ECANCELED",
         wrong: "Closing as soon as a connection is there, for ever",

@@ -3,7 +3,7 @@
 //! What can be wrong with the end of a command: when it comes, and by what.
 
 use super::edited;
-use crate::behaviour::Kind::{Deadline, Storm};
+use crate::behaviour::Kind::{Deadline, Storm, Timeout};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 use crate::edits;
 
@@ -142,6 +142,14 @@ pub(super) const END: &[Behaviour] = &[
         commands: 1,
         submit: &[],
         cancel: None,
+        ..HONEST
+    },
+    Behaviour {
+        kind: Timeout,
+        name: "cancel-only-60",
+        expect: "self:ETIME self:ETIME",
+        wrong: "no command gets an answer, a cancel does, and nobody cancels: the second command must not take a minute, too",
+        submit: &[],
         ..HONEST
     },
     Behaviour {

@@ -2,10 +2,10 @@
 
 //! What can be wrong while the driver is unbound, the guest saved or restored, or a connection comes late.
 
-use crate::behaviour::Kind::{Late, Restore, Suspend, Unbind, Watch};
+use crate::behaviour::Kind::{BusyUnbind, Detach, Late, Restore, Suspend, Unbind, Watch};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 
-use Step::{Node, Wait};
+use Step::{Node, Notify, Put, Run, State, Wait};
 
 /// All of them.
 pub(super) const LIFE: &[Behaviour] = &[
@@ -42,6 +42,25 @@ pub(super) const LIFE: &[Behaviour] = &[
         submit: &[],
         cancel: None,
         deaf: true,
+        ..HONEST
+    },
+    Behaviour {
+        kind: BusyUnbind,
+        name: "unbind-busy",
+        expect: "unbound",
+        wrong: "a cancel is ignored, and the answer comes after 4 s, while the driver is unbound: a page that is closed \
+                before that faults in mini-os",
+        commands: 1,
+        submit: &[Run, Wait(4000), Put, State(2), Notify(1)],
+        cancel: None,
+        ..HONEST
+    },
+    Behaviour {
+        kind: Detach,
+        name: "detach-stays",
+        expect: "gone",
+        wrong: "the backend goes to InitWait where the toolstack has said that the device is to go",
+        stays: true,
         ..HONEST
     },
     Behaviour {

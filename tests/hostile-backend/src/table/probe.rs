@@ -3,11 +3,11 @@
 //! The behaviours that are met when the driver is bound.
 
 use super::{edited, with};
-use crate::behaviour::Kind::{Probe, SlowProbe};
+use crate::behaviour::Kind::{Pcrs, Probe, Registration, SlowProbe};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 use crate::edits::{self, Edit};
 
-use Step::{HugeFeature, Node, Remove};
+use Step::{HugeFeature, Node, Notify, Put, Remove, Run, State, Wait};
 
 /// An entry that connects by these steps, which the driver must refuse.
 const fn connecting(
@@ -53,6 +53,9 @@ const fn slow_probe(
         ..edited(name, "none", wrong, steps)
     }
 }
+
+/// TPM_RC_RETRY.
+const RETRY: Edit = edits::retry;
 
 /// All of them.
 pub(super) const PROBES: &[Behaviour] = &[
@@ -173,6 +176,56 @@ pub(super) const PROBES: &[Behaviour] = &[
         "TPM 1.2: timeouts and durations of a microsecond",
         with!(edits::no_durations),
     ),
+    probe(
+        "banks-wide",
+        "device|none",
+        "a PCR selection of four bytes, as a TPM with 32 PCRs has",
+        with!(edits::wide_bank),
+    ),
+    Behaviour {
+        kind: Pcrs,
+        ..edited(
+            "pcrs-many",
+            "device|none",
+            "TPM 1.2: there are 1,000 PCRs, and each can be read",
+            with!(edits::many_pcrs),
+        )
+    },
+    Behaviour {
+        kind: Registration,
+        ..edited(
+            "probe-selftest",
+            "none",
+            "TPM 1.2: the self test is never done, and long durations are 71 minutes",
+            with!(edits::endless_selftest),
+        )
+    },
+    Behaviour {
+        kind: Registration,
+        ..edited(
+            "probe-drip",
+            "none",
+            "each command is answered after 59 s",
+            &[Run, Wait(59_000), Put, State(2), Notify(1)],
+        )
+    },
+    Behaviour {
+        kind: Registration,
+        honest_first: 1,
+        ..edited(
+            "register-retry",
+            "none",
+            "from the second command on the TPM asks for every one again, for ever, after 20 s each time",
+            &[
+                Run,
+                Step::Edit(RETRY),
+                Wait(20_000),
+                Put,
+                State(2),
+                Notify(1),
+            ],
+        )
+    },
     slow_probe(
         "probe-silent",
         "connected, but no command gets an answer",
