@@ -4,7 +4,10 @@ into which every entry went; and work that makes the list grow."""
 
 import collections
 import hashlib
+import itertools
+import json
 import os
+import re
 import struct
 import sys
 import threading
@@ -17,6 +20,8 @@ PCR = 10
 # By name, as IMA and hashlib have it: the number that a TPM 2.0 has for the bank.
 BANKS = {"1.2": {"sha1": None}, "2.0": {"sha1": 0x04, "sha256": 0x0b}}
 READERS = 4
+# What ends `churn`, and what `caught_up` knows.
+CHURN_STOP, CAUGHT_UP = "/run/churn.stop", "/run/caught-up.json"
 
 Entry = collections.namedtuple("Entry", "pcr digest template data")
 
@@ -71,10 +76,10 @@ def name_of(entry):
     return fields(entry)[1].rstrip(b"\0").decode()
 
 
-def chain(bank, listed):
-    """What PCR 10 of the bank has to be after these entries."""
+def chain(bank, listed, value=None):
+    """What PCR 10 of the bank has to be after these entries, if it was this before."""
     size = hashlib.new(bank).digest_size
-    value = bytes(size)
+    value = value or bytes(size)
     for number, entry in enumerate(listed):
         assert entry.pcr == PCR, f"entry {number} is for PCR {entry.pcr}"
         digest = hashlib.new(bank, entry.data).digest()
@@ -143,9 +148,9 @@ def bypassed():
     print(f"{len(listed)} measurements, none of them in a TPM")
 
 
-def make(folder, number):
+def make(folder, number, first=0):
     """Makes files of which no two are the same."""
-    paths = [f"{folder}/{index}" for index in range(number)]
+    paths = [f"{folder}/{first + index}" for index in range(number)]
     for path in paths:
         with open(path, "wb") as file:
             file.write(os.urandom(16) + path.encode())
@@ -213,6 +218,53 @@ def timed(folder, number):
         paths
     ), f"{len(paths)} files were read, and there are {count() - before} measurements more"
     print(took // 1000)
+
+
+def churn(folder):
+    """Until it is told to stop: reads a new file, which is measured, and asks the kernel for a random number of the
+    TPM's, which may fail. Each turn has a folder of its own."""
+    os.mkdir(folder)
+    for number in itertools.count():
+        if os.path.exists(CHURN_STOP):
+            break
+        read_each(make(folder, 1, number))
+        try:
+            with open("/dev/hwrng", "rb", buffering=0) as file:
+                file.read(8)
+        except OSError:
+            pass
+    print(number)
+
+
+def failed():
+    """How many measurements the kernel's log says not to be in the TPM, since the last look."""
+    lines = os.popen("dmesg -c").read().splitlines()
+    with open("/run/dmesg", "a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in lines)
+    return sum(bool(re.search("ima: Error Communicating to TPM", line)) for line in lines)
+
+
+def caught_up():
+    """PCR 10 is what the measurements since the last look make of the PCR then, but for those that failed: for each there
+    is a line in the kernel's log. Of a command that was cut off nobody knows whether the TPM has carried it out."""
+    tpm = Tpm()
+    bank, number = list(BANKS[tpm.kind].items())[-1]
+    listed, value = settled(lambda: (entries(bank), tpm.pcr(PCR, number)))
+    lost = failed()
+    known = {"count": 0, "value": bytes(len(value)).hex()}
+    if os.path.exists(CAUGHT_UP):
+        with open(CAUGHT_UP, encoding="ascii") as file:
+            known = json.load(file)
+    new, before = listed[known["count"]:], bytes.fromhex(known["value"])
+    for dropped in range(min(lost, len(new)) + 1):
+        for places in itertools.combinations(range(len(new)), dropped):
+            kept = [entry for place, entry in enumerate(new) if place not in places]
+            if chain(bank, kept, before) == value:
+                with open(CAUGHT_UP, "w", encoding="ascii") as file:
+                    json.dump({"count": len(listed), "value": value.hex()}, file)
+                print(f"{len(new)} measurements, {lost} of which failed, {dropped} are not in the PCR")
+                return
+    raise AssertionError(f"PCR 10 is {value.hex()}: not the replay of {len(new)} measurements, of which {lost} failed")
 
 
 def violation(folder):

@@ -122,3 +122,10 @@ check_wait_of_10_s() { waited 9.5 13 'has no vTPM for us yet'; }
 
 # With xenbus's own wait behind it.
 check_boot_ends_within_45_s() { waited 0 45 'Run /init as init process'; }
+
+# A kernel with CONFIG_TCG_TPM2_HMAC shows the name of its null key, which is another one after the TPM was reset.
+check_hmac_is_used() {
+	name=$(cat /sys/class/tpm/tpm0/null_name)
+	like null_name "$name" '[0-9a-f]{64,}'
+	echo "$name"
+}

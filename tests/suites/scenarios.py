@@ -133,6 +133,7 @@ OWN = {
         for name, kind in DEBUG.items()
     },
     "intree": ("kernel with the driver in it", intree.build_kernel),
+    "hmac": ("kernel with CONFIG_TCG_TPM2_HMAC", intree.build_hmac_kernel),
     "series": ("kernel with the series", generate.build_kernel),
 }
 

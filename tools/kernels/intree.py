@@ -23,6 +23,8 @@ C_OPTION = "TCG_XEN"
 # For scripts/config: the driver as a module, and the C driver in its place.
 AS_MODULE = ("--module", OPTION)
 C_DRIVER = ("--disable", OPTION, "--enable", C_OPTION)
+# The TPM core encrypts and authenticates its own commands to a TPM 2.0.
+HMAC = ("--enable", "TCG_TPM2_HMAC")
 
 # Where the driver goes in the tree, and what has to be said there.
 PLACE = "drivers/char/tpm/xen-tpmfront"
@@ -176,6 +178,7 @@ def choose(kernel, log, *choice):
     if choice:
         must([f"{kernel.source}/scripts/config", "--file", f"{kernel.build}/.config", *choice], log,
              f"cannot configure {' '.join(choice)}")
+        must(kernel.kbuild + ["olddefconfig"], log, f"cannot configure {' '.join(choice)}")
 
 
 def make(kernel, log, *choice):
@@ -225,6 +228,16 @@ def build_c_kernel(stock):
     with step("building that kernel with the C driver"), tree(stock, series="intree-c") as kernel:
         make(kernel, "intree-c.log", *C_DRIVER)
         install(kernel, "intree-c-install.log")
+    return kernel
+
+
+def build_hmac_kernel(stock):
+    """The same kernel with CONFIG_TCG_TPM2_HMAC, which Debian's has not."""
+    with step("building that kernel with CONFIG_TCG_TPM2_HMAC"), tree(stock, series="hmac") as kernel:
+        make(kernel, "hmac.log", *HMAC)
+        if "CONFIG_TCG_TPM2_HMAC=y" not in content(f"{kernel.build}/.config").splitlines():
+            raise StepError("a kernel's configuration does not come out with TCG_TPM2_HMAC: see build/log/hmac.log")
+        install(kernel, "hmac-install.log")
     return kernel
 
 

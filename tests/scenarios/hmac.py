@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A kernel that encrypts its commands to the TPM: IMA measures all the time, the daemon is killed again and again, and
+the TPM is neither disabled by the core nor lost to IMA."""
+
+import os
+import random
+import time
+
+from testbed.guest_checks import IMA_POLICY
+from testbed.report import Failure
+
+SETS = ("deep",)
+KERNEL = "hmac"
+
+TIMES = 50
+# How long it may take until the TPM works again.
+RETURN = 20
+
+
+def works(guest):
+    """A command of user space's is answered, and the kernel's own, which need its session, are."""
+    until = time.monotonic() + RETURN
+    script = "python /bed/tpm.py works && head -c 8 /dev/hwrng | wc -c | grep -qx 8"
+    while (done := guest.run(f". /bed/lib.sh; {script}")).code:
+        if time.monotonic() > until:
+            raise Failure(f"the TPM does not work after {RETURN} s: {done.output[-500:]}")
+        time.sleep(0.3)
+
+
+def killed(bed, guest, chance, number):
+    """One turn: measurements, a kill in the midst of them, and the replay."""
+    guest.must("rm -f /run/churn.stop; "
+               f"python3 -E -s /bed/ima.py churn /mnt/churn-{number} >/run/churn 2>&1 &")
+    time.sleep(chance.uniform(0.3, 1.5))
+    bed.stop_backend("kill -9 $pid")
+    time.sleep(chance.uniform(0, 0.7))
+    bed.start_backend()
+    works(guest)
+    guest.must("touch /run/churn.stop; for i in $(seq 300); do [ -s /run/churn ] && break; sleep 0.1; done; "
+               "grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }", 90)
+    return guest.must("python3 -E -s /bed/ima.py caught_up").strip()
+
+
+def rounds(bed, guest):
+    """Many of them."""
+    seed = int(os.environ.get("SEED") or 1)
+    chance, last = random.Random(seed), ""
+    for number in range(TIMES):
+        try:
+            last = killed(bed, guest, chance, number)
+        except Failure as why:
+            raise Failure(f"after {number} kills (SEED={seed}): {why}") from None
+    return f"{TIMES} times; the last: {last}"
+
+
+def afterwards(guest):
+    """With nobody killed, nothing fails."""
+    guest.must("mkdir /mnt/after; for i in $(seq 50); do echo $i $RANDOM >/mnt/after/$i; cat /mnt/after/$i; done")
+    said = guest.must("python3 -E -s /bed/ima.py caught_up").strip()
+    if not said.endswith(" 0 of which failed, 0 are not in the PCR") or int(said.split()[0]) < 50:
+        raise Failure(said)
+    return said
+
+
+def run(bed):
+    """One guest, which measures from boot on."""
+    vtpm = bed.vtpm("2.0")
+    bed.boot([vtpm])
+    with bed.guest("hmac", [vtpm], options=IMA_POLICY) as guest:
+        bed.checks(guest, "module_loads", "ima_has_a_tpm", "ima_replay", "hmac_is_used")
+        guest.must(". /bed/lib.sh; . /bed/ima.sh; measured; python3 -E -s /bed/ima.py caught_up", 120)
+        bed.record(f"IMA measures while the daemon is killed {TIMES} times", rounds, bed, guest)
+        bed.record("all that is measured afterwards is in the TPM", afterwards, guest)
