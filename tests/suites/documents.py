@@ -30,6 +30,7 @@ RUNS = {"test", "deep", "bench", "compare"}
 OURS = re.compile(r"(?!.*/[A-Z]{2,}(/|$))(Documentation|backend|src|tests|tools)/[\w./*+-]*")
 MD_LINK, MD_LITERAL = re.compile(r"\]\(([^)#\s]+)"), re.compile(r"`([^`\n]+)`")
 RST_LINK = re.compile(r"(?:<(?=[^>]*>`_)|^\.\. image:: )([^>`\s]+)", re.MULTILINE)
+PAGE = re.compile(r"\bDocumentation/[\w/-]+\.(?:rst|md)\b")
 RST_LITERAL = re.compile(r"(?:``|(?<![\w`/])(?=Documentation/))([^`\s]+\w/?)(?:``)?")
 
 
@@ -58,7 +59,11 @@ def widths():
 
 
 def named_files(name, text):
-    """The files of the project that a document names: links, and paths from the top."""
+    """The files of the project that a document names: links, and paths from the top. Of other files
+    only what they name of Documentation/ is looked at."""
+    if not name.endswith((".md", ".rst")):
+        yield from PAGE.findall(text)
+        return
     link, literal = (MD_LINK, MD_LITERAL) if name.endswith(".md") else (RST_LINK, RST_LITERAL)
     folder = os.path.dirname(name)
     yield from (os.path.normpath(os.path.join(folder, path)) for path in link.findall(text)
@@ -67,10 +72,11 @@ def named_files(name, text):
 
 
 def links():
-    """What documents link to and name of the project's files is there."""
+    """What documents link to and name of the project's files is there, and the pages that sources
+    name. (The unit tests name pages that are made up, the tools those of a kernel tree.)"""
     none([
         f"{name}: no {path}"
-        for name in documents(".rst", ".md")
+        for name in sources() if not re.match(r"tests/unit/|tools/.*(?<!\.md)$", name)
         for path in dict.fromkeys(named_files(name, read(name)))
         if not glob.glob(f"{TOP}/{path}")
     ])

@@ -2,7 +2,7 @@
 /*
  * Stands in for a boot loader that measures: extends PCRs 0 to 9 once the
  * drivers are there and before IMA starts, so that IMA's boot_aggregate is not
- * one of zeroes. Built into the test kernel of harness/intree.py only.
+ * one of zeroes. Built into the test kernel of tools/kernels/intree.py only.
  */
 #include <linux/init.h>
 #include <linux/kernel.h>
