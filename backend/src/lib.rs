@@ -5,6 +5,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod admin;
 pub mod archive;
 pub mod cgroup;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod discovery;
 pub mod event_loop;
 pub mod events;
 pub mod exchange;
+pub mod files;
 pub mod hooks;
 pub mod io;
 pub mod journal;
@@ -25,8 +27,11 @@ pub mod lifecycle;
 pub mod logger;
 pub mod machine;
 pub mod manager;
+pub mod metrics;
+pub mod notes;
 pub mod record;
 pub mod saving;
+pub mod session;
 pub mod state;
 pub mod status;
 pub mod storm;

@@ -7,14 +7,14 @@
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use log::LevelFilter;
 use rustix::process::setsid;
 
-use xen_vtpmd::archive;
+use xen_vtpmd::admin;
+use xen_vtpmd::archive::{self, Identity, Import};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
@@ -24,8 +24,9 @@ use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::machine;
 use xen_vtpmd::manager::{self, Manager};
+use xen_vtpmd::metrics;
 use xen_vtpmd::status::Report;
-use xen_vtpmd::swtpm::{Setup, Version};
+use xen_vtpmd::swtpm::Version;
 use xen_vtpmd::worker::{self, Serve};
 
 const AFTER_HELP: &str = "\
@@ -40,9 +41,6 @@ Files:
 Signals: SIGTERM ends the daemon and leaves the TPMs of running guests to the next one.
 
 Exit status: 0 done, 1 failed (the reason is on stderr), 2 wrong usage.";
-
-/// How long a TPM's making may take, on the slowest of machines.
-const SETUP_LIMIT: Duration = Duration::from_secs(600);
 
 /// A vTPM backend for Xen guests, with one swtpm for each vTPM.
 #[derive(Parser)]
@@ -63,14 +61,49 @@ enum Task {
         #[arg(long)]
         log_level: Option<LevelFilter>,
     },
-    /// Show the daemon's vTPMs
+    /// Show the vTPMs of this domain's guests
     Status {
         /// Everything there is to know, as JSON
         #[arg(long)]
         json: bool,
+        /// Metrics for the textfile collector of Prometheus' node_exporter
+        #[arg(long, conflicts_with = "json")]
+        prometheus: bool,
     },
-    /// Close every vTPM and end all TPMs and the daemon; the guests lose their TPMs
+    /// Close every vTPM, end all TPMs and the manager; running guests lose their TPMs
     Stop,
+    /// List the states that are here, also of vTPMs that no guest uses
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show what is known of a vTPM, with its endorsement keys and certificates
+    Info {
+        /// Which vTPM
+        uuid: Uuid,
+    },
+    /// Remove the state of a vTPM that is not in use
+    Remove {
+        /// Which vTPM
+        uuid: Uuid,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make a new TPM in place of one that is not in use
+    Reset {
+        /// Which vTPM
+        uuid: Uuid,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Have a TPM 2.0 that is not in use forget failed authorisations
+    ClearLockout {
+        /// Which vTPM
+        uuid: Uuid,
+    },
     /// Make the state of a vTPM beforehand
     CreateState {
         /// Of which vTPM
@@ -79,25 +112,31 @@ enum Task {
         #[arg(long)]
         version: Option<Version>,
     },
-    /// Put a vTPM that no guest uses into one file, and remove it here
+    /// Export a vTPM to a file, and remove it here
     Export {
         /// Which vTPM
         uuid: Uuid,
-        /// A file that is not there yet
+        /// A file that does not exist
         file: PathBuf,
-        /// Leave it here too, for a backup: a vTPM must never run from two places
+        /// Keep it here, for a backup, also of a vTPM that is in use
         #[arg(long)]
         keep: bool,
     },
-    /// Take in a vTPM that was exported, or one from a folder of swtpm's
+    /// Import a vTPM that was exported, or one from a directory of swtpm's
     Import {
-        /// The file, or the folder
+        /// The file, or the directory
         path: PathBuf,
         /// Which vTPM it is to be [default: the one that was exported]
         #[arg(long)]
         uuid: Option<Uuid>,
+        /// Import it although a vTPM here has the same identity: seeds, keys and certificates
+        #[arg(long)]
+        copy: bool,
+        /// Give it new seeds and endorsement keys
+        #[arg(long, conflicts_with = "copy")]
+        new_identity: bool,
     },
-    /// Say what is wrong with a configuration, with line and key
+    /// Validate a configuration file
     CheckConfig {
         /// Which one [default: --config, or /etc/xen-vtpmd.toml]
         file: Option<PathBuf>,
@@ -155,6 +194,11 @@ fn config_file(given: Option<PathBuf>) -> ConfigFile {
     }
 }
 
+/// Where the manager listens. Who may only read the status need not be able to read the configuration.
+fn run_dir(given: Option<PathBuf>) -> PathBuf {
+    load(given).map_or(config::RUN_DIR.into(), |config| config.run_dir)
+}
+
 /// The configuration; only the usual file may be missing.
 fn load(given: Option<PathBuf>) -> Result<Config, config::FileError> {
     match given {
@@ -170,15 +214,46 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             logger::init(log_level.unwrap_or(config.log_level));
             Daemon::new(config)?.run()?;
         }
-        Task::Status { json } => {
-            let answer = control::ask(&load(args.config)?.run_dir, Request::Status)?;
+        Task::Status { json, prometheus } => {
+            let run_dir = run_dir(args.config);
+            let response = control::ask(&run_dir, Request::Status)?;
             if json {
-                println!("{answer}");
+                println!("{response}");
             } else {
-                let report: Report = serde_json::from_str(&answer)?;
-                print!("{}", report.table());
+                let report: Report = serde_json::from_str(&response)?;
+                let text = match prometheus {
+                    true => metrics::text(&report),
+                    false => report.table(),
+                };
+                print!("{text}");
             }
         }
+        Task::List { json } => {
+            let config = load(args.config)?;
+            let entries = admin::list(&config, &admin::users(&config))?;
+            match json {
+                true => println!("{}", serde_json::to_string(&entries)?),
+                false => print!("{}", admin::table(&entries)),
+            }
+        }
+        Task::Info { uuid } => {
+            let config = load(args.config)?;
+            print!("{}", admin::info(&config, &uuid, &admin::users(&config))?);
+        }
+        Task::Remove { uuid, yes } => {
+            let config = load(args.config)?;
+            let question = format!("All keys and all NV of vTPM {uuid} will be gone.");
+            admin::confirm(&question, yes)?;
+            admin::remove(&config, &uuid)?;
+        }
+        Task::Reset { uuid, yes } => {
+            let config = load(args.config)?;
+            let question =
+                format!("All keys and all NV of vTPM {uuid} will be gone, for a new TPM.");
+            admin::confirm(&question, yes)?;
+            admin::reset(&config, &uuid)?;
+        }
+        Task::ClearLockout { uuid } => admin::clear_lockout(&load(args.config)?, &uuid)?,
         Task::Stop => {
             let config = load(args.config)?;
             match control::ask(&config.run_dir, Request::Stop) {
@@ -194,22 +269,32 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             }
         }
         Task::CreateState { uuid, version } => {
-            let config = load(args.config)?;
-            let state = config.state(&uuid, version)?;
-            if state.exists {
-                let path = state.path.display();
-                return Err(format!("{path} has the state of a TPM already").into());
-            }
-            let mut setup = Setup::spawn(&config, &state)?;
-            let exit = setup.process().wait(SETUP_LIMIT)?;
-            setup.finish(&exit.ok_or("swtpm_setup does not come to an end")?)?;
+            admin::create(&load(args.config)?, &uuid, version)?;
         }
         Task::Export { uuid, file, keep } => {
-            archive::export(&load(args.config)?, &uuid, &file, keep)?;
+            if archive::export(&load(args.config)?, &uuid, &file, keep)? {
+                eprintln!(
+                    "xen-vtpmd: vTPM {uuid} is in use: this is its permanent state as of now"
+                );
+            }
         }
-        Task::Import { path, uuid } => {
-            let uuid = archive::import(&load(args.config)?, &path, uuid.as_ref())?;
-            println!("{uuid}");
+        Task::Import {
+            path,
+            uuid,
+            copy,
+            new_identity,
+        } => {
+            let identity = match (copy, new_identity) {
+                (true, _) => Identity::Copied,
+                (_, true) => Identity::New,
+                _ => Identity::Moved,
+            };
+            let how = Import { uuid, identity };
+            let imported = archive::import(&load(args.config)?, &path, &how)?;
+            for remark in imported.remarks {
+                eprintln!("xen-vtpmd: {remark}");
+            }
+            println!("{}", imported.uuid);
         }
         Task::Manage { log_level } => {
             let file = config_file(args.config);

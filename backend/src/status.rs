@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::counters::Counters;
 use crate::events::Event;
+use crate::logger::Plain;
 
 /// All there is to know. Fields that another version has or lacks do no harm.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -188,7 +189,7 @@ impl Report {
             let error = vtpm.last_error.as_ref().map(|error| {
                 let ago = now.saturating_sub(error.time);
                 // It may quote what a guest wrote.
-                format!("{} s ago: {}", ago, error.text.escape_debug())
+                format!("{} s ago: {}", ago, Plain(&error.text))
             });
             let _ = writeln!(
                 table,
@@ -203,6 +204,9 @@ impl Report {
                 vtpm.cancels,
                 or_dash(&error)
             );
+        }
+        if self.cgroup.starts_with("no ") {
+            let _ = writeln!(table, "{}", Plain(&self.cgroup));
         }
         table
     }
@@ -241,7 +245,7 @@ mod tests {
         assert_eq!(lines.len(), 3, "{table}");
         assert_eq!(lines[1][..4], ["12", "0", "-", "2.0"], "{table}");
         assert_eq!(lines[1][6], "384", "{table}");
-        assert!(table.contains("s ago: a\\u{1b}[2J"), "{table}");
+        assert!(table.contains("s ago: a\u{fffd}[2J"), "{table}");
         assert_eq!(lines[2].last(), Some(&"-"));
     }
 }

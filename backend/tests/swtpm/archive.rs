@@ -7,14 +7,24 @@ use std::os::unix::fs::{symlink, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
-use xen_vtpmd::archive::{export, import, Error};
+use xen_vtpmd::archive::{export, import, Error, Identity, Import};
+use xen_vtpmd::config::Uuid;
 use xen_vtpmd::state::Error as StateError;
 use xen_vtpmd::swtpm::Version;
 
 use crate::bench::{extend_2, pcr_2, Bench};
 
+fn as_uuid(uuid: &Uuid) -> Import {
+    Import {
+        uuid: Some(uuid.clone()),
+        ..Import::default()
+    }
+}
+
 fn refused(bench: &Bench, path: &Path) -> String {
-    let refused = import(&bench.config, path, None).unwrap_err().to_string();
+    let refused = import(&bench.config, path, &Import::default())
+        .unwrap_err()
+        .to_string();
     assert!(!bench.state().path.exists());
     refused
 }
@@ -50,9 +60,14 @@ fn a_saved_tpm_goes_on_elsewhere() {
     let gone = export(&here.config, &here.uuid, &file, false).unwrap_err();
     assert!(matches!(gone, Error::NoState(_)));
 
-    assert_eq!(import(&there.config, &file, None).unwrap(), there.uuid);
+    assert_eq!(
+        import(&there.config, &file, &Import::default())
+            .unwrap()
+            .uuid,
+        there.uuid
+    );
     assert!(there.state().is_saved().unwrap());
-    let twice = import(&there.config, &file, None).unwrap_err();
+    let twice = import(&there.config, &file, &Import::default()).unwrap_err();
     assert!(
         matches!(twice, Error::State(_) | Error::Exists(_)),
         "{twice}"
@@ -74,15 +89,94 @@ fn a_copy_and_a_folder_of_swtpms() {
     export(&here.config, &here.uuid, &file, true).unwrap();
     let exists = export(&here.config, &here.uuid, &file, true).unwrap_err();
     assert!(matches!(exists, Error::File { .. }), "{exists}");
-    import(&there.config, &file, None).unwrap();
+    import(&there.config, &file, &Import::default()).unwrap();
     there.start().end();
 
     let folder = here.state().path;
-    let whose = import(&elsewhere.config, &folder, None).unwrap_err();
+    let whose = import(&elsewhere.config, &folder, &Import::default()).unwrap_err();
     assert!(matches!(whose, Error::WhichUuid(_)));
-    import(&elsewhere.config, &folder, Some(&elsewhere.uuid)).unwrap();
+    import(&elsewhere.config, &folder, &as_uuid(&elsewhere.uuid)).unwrap();
     elsewhere.start().end();
     here.start().end();
+}
+
+#[test]
+fn a_running_vtpm_is_backed_up() {
+    let Some(here) = Bench::with_tpm(Version::Tpm2) else {
+        return;
+    };
+    let there = Bench::new(None);
+    let file = here.folder.path().join("vtpm.tar");
+    let swtpm = here.start();
+
+    assert!(
+        export(&here.config, &here.uuid, &file, true).unwrap(),
+        "it is in use"
+    );
+    swtpm.end();
+    import(&there.config, &file, &Import::default()).unwrap();
+    assert!(!there.state().is_saved().unwrap());
+    there.start().end();
+}
+
+#[test]
+fn an_identity_is_there_once_unless_that_is_wanted() {
+    let Some(here) = Bench::with_tpm(Version::Tpm2) else {
+        return;
+    };
+    let file = here.folder.path().join("vtpm.tar");
+    let other: Uuid = "1f8fad5b-d9cb-469f-a165-70867728950e".parse().unwrap();
+    let third: Uuid = "2f8fad5b-d9cb-469f-a165-70867728950e".parse().unwrap();
+    let how = |uuid: &Uuid, identity| Import {
+        uuid: Some(uuid.clone()),
+        identity,
+    };
+    here.start().end();
+    export(&here.config, &here.uuid, &file, true).unwrap();
+    let refused = import(&here.config, &file, &as_uuid(&other)).unwrap_err();
+    assert!(matches!(refused, Error::SameIdentity { .. }), "{refused}");
+    assert!(refused.to_string().contains("--new-identity"), "{refused}");
+
+    let copy = import(&here.config, &file, &how(&other, Identity::Copied)).unwrap();
+    assert!(copy.remarks[0].contains("is a COPY"), "{:?}", copy.remarks);
+    // The copy has the identity too: it is there although the original is gone.
+    xen_vtpmd::admin::remove(&here.config, &here.uuid).unwrap();
+    let refused = import(&here.config, &file, &as_uuid(&third)).unwrap_err();
+    assert!(matches!(refused, Error::SameIdentity { .. }), "{refused}");
+
+    let new = import(&here.config, &file, &how(&third, Identity::New)).unwrap();
+    assert!(new.remarks[0].contains("new seeds"), "{:?}", new.remarks);
+    let none = std::collections::HashMap::new();
+    let key = |uuid| {
+        let text = xen_vtpmd::admin::info(&here.config, uuid, &none).unwrap();
+        text[text.find("EK (RSA").unwrap()..].to_owned()
+    };
+    assert_ne!(key(&third), key(&other));
+    // It is an identity of its own from now on.
+    let twice = here.folder.path().join("third.tar");
+    export(&here.config, &third, &twice, false).unwrap();
+    let moved = import(&here.config, &twice, &Import::default()).unwrap();
+    assert_eq!(moved.uuid, third);
+    assert!(moved.remarks.is_empty(), "{:?}", moved.remarks);
+}
+
+#[test]
+fn an_export_follows_no_link() {
+    let Some(here) = Bench::with_tpm(Version::Tpm2) else {
+        return;
+    };
+    let path = |name: &str| here.folder.path().join(name);
+    fs::write(path("victim"), "precious").unwrap();
+    symlink(path("victim"), path("vtpm.tar")).unwrap();
+    symlink(path("victim"), path("vtpm.tar.new")).unwrap();
+
+    let refused = export(&here.config, &here.uuid, &path("vtpm.tar"), true).unwrap_err();
+    assert!(matches!(refused, Error::File { .. }), "{refused}");
+    fs::remove_file(path("vtpm.tar")).unwrap();
+    export(&here.config, &here.uuid, &path("vtpm.tar"), true).unwrap();
+    assert_eq!(fs::read(path("victim")).unwrap(), b"precious");
+    let data = fs::symlink_metadata(path("vtpm.tar")).unwrap();
+    assert!(data.is_file() && data.permissions().mode() & 0o777 == 0o600);
 }
 
 /// An archive of these entries.
@@ -158,7 +252,10 @@ fn what_is_no_vtpm_is_refused() {
         "is too large",
     );
     for (text, reason) in [
-        (manifest(2, "2.0", false), "format 2, where 1 is expected"),
+        (
+            manifest(3, "2.0", false),
+            "format 3, where 1 to 2 is expected",
+        ),
         (manifest(1, "3.0", false), "is not a TPM version"),
         (
             manifest(1, "2.0", true),
@@ -178,13 +275,13 @@ fn what_is_no_vtpm_is_refused() {
     fs::write(file("text"), "x".repeat(2_000)).unwrap();
     refused(&bench, &file("text"));
     // What they all were measured against.
-    import(&bench.config, &file("y.tar"), None).unwrap();
+    import(&bench.config, &file("y.tar"), &Import::default()).unwrap();
 
     let folder = file("folder");
     fs::create_dir(&folder).unwrap();
     let other = "1f8fad5b-d9cb-469f-a165-70867728950e".parse().unwrap();
-    import(&bench.config, &folder, Some(&other)).unwrap_err();
+    import(&bench.config, &folder, &as_uuid(&other)).unwrap_err();
     symlink("/etc/hostname", folder.join("tpm2-00.permall")).unwrap();
-    let said = import(&bench.config, &folder, Some(&other)).unwrap_err();
+    let said = import(&bench.config, &folder, &as_uuid(&other)).unwrap_err();
     assert!(said.to_string().contains("not a plain file"), "{said}");
 }

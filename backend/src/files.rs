@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reading files that others may have put there: no link is followed, nothing that is no plain file is opened
+//! to any effect, and nothing endless is read.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+/// The contents of a plain file of at most `max` bytes.
+pub fn read_plain(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    // Not to wait for the writer of a FIFO that is in a file's place.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+        .map_err(|e| match rustix::io::Errno::from_io_error(&e) {
+            Some(rustix::io::Errno::LOOP) => odd(),
+            _ => e,
+        })?;
+    read_open(file, max)
+}
+
+/// The same of one that is open.
+pub fn read_open(file: File, max: u64) -> io::Result<Vec<u8>> {
+    // Looked at after it is open: it is this one that is read.
+    if !file.metadata()?.is_file() {
+        return Err(odd());
+    }
+    let mut bytes = Vec::new();
+    let taken = file.take(max + 1).read_to_end(&mut bytes)?;
+    match taken as u64 > max {
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("larger than {max} bytes"),
+        )),
+        false => Ok(bytes),
+    }
+}
+
+fn odd() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a plain file")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn plain_files_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link, fifo) = (
+            dir.path().join("file"),
+            dir.path().join("link"),
+            dir.path().join("fifo"),
+        );
+        fs::write(&file, b"1234").unwrap();
+        symlink(&file, &link).unwrap();
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+
+        assert_eq!(read_plain(&file, 4).unwrap(), b"1234");
+        for (path, max, wanted) in [
+            (&file, 3, "larger than 3 bytes"),
+            (&link, 4, "not a plain file"),
+            (&fifo, 4, "not a plain file"),
+            (&dir.path().to_owned(), 4, "not a plain file"),
+        ] {
+            let e = read_plain(path, max).unwrap_err().to_string();
+            assert_eq!(e, wanted, "{}", path.display());
+        }
+        let missing = read_plain(&dir.path().join("none"), 4).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+    }
+}
