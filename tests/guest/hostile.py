@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What a guest does and sees while its backend misbehaves: commands, binding, and whether all is well after."""
+"""What a guest does and sees while its backend misbehaves: commands, binding, and whether all is
+well after."""
 
 import errno
 import os
@@ -16,7 +17,8 @@ DRIVER = "/sys/bus/xen/drivers/vtpm"
 RANDOM = "/sys/class/misc/hw_random"
 with open("/bed/complaints", encoding="ascii") as patterns:
     SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
-# A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and after SIGKILL so long.
+# A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and
+# after SIGKILL so long.
 PATIENCE, GRACE, LAST = 2.0 * SLOWNESS, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.
 RETURN = 20.0
@@ -45,7 +47,8 @@ def judge(answer):
 
 
 def transmit(request, tpm=None):
-    """Sends a command, through an open device if there is one; returns the word for what came of it."""
+    """Sends a command, through an open device if there is one; returns the word for what came of
+    it."""
     try:
         tpm = os.open("/dev/tpm0", os.O_RDWR) if tpm is None else tpm
         os.write(tpm, request)
@@ -66,7 +69,8 @@ class Child:
         os.close(end)
 
     def word(self, seconds):
-        """The word, once it is said, "" if the process is gone without; None if neither in that time."""
+        """The word, once it is said, "" if the process is gone without; None if neither in that
+        time."""
         if not select.select([self._end], [], [], seconds)[0]:
             return None
         word = os.read(self._end, 100).decode()
@@ -108,7 +112,8 @@ def one(request, patience):
 
 
 def tries(count, patience=PATIENCE, body=b""):
-    """So many commands, one after the other; all but the first wait for a connection that is being replaced."""
+    """So many commands, one after the other; all but the first wait for a connection that is being
+    replaced."""
     found = []
     for number in range(int(count)):
         until = time.monotonic() + (RETURN if number else 0)
@@ -134,8 +139,9 @@ def timed(count, patience):
 
 
 def stale():
-    """A command whose response is as long as that of TPM_GetTicks or TPM2_ReadClock, and is cancelled; what the next
-    command comes to, and what the driver says of the connection in between."""
+    """A command whose response is as long as that of TPM_GetTicks or TPM2_ReadClock, and is
+    cancelled; what the next command comes to, and what the driver says of the connection in
+    between."""
     first = one(get_random(count=42 - 14 if version() == "1.2" else 35 - 12), PATIENCE)
     until = time.monotonic() + RETURN
     while (word := one(get_random(), PATIENCE)) != "self:ok" and time.monotonic() < until:
@@ -199,7 +205,9 @@ def unbind(seconds=LAST):
     """Takes the driver from the device."""
     begin = time.monotonic()
     word = Child(write, f"{DRIVER}/unbind", "vtpm-0").word(float(seconds))
-    print("unbind", "hangs" if word is None else word, f"{time.monotonic() - begin:.1f}", flush=True)
+    print(
+        "unbind", "hangs" if word is None else word, f"{time.monotonic() - begin:.1f}", flush=True
+    )
 
 
 def bind(seconds):
@@ -208,7 +216,13 @@ def bind(seconds):
     word = Child(write, f"{DRIVER}/bind", "vtpm-0").word(float(seconds))
     no_reader()
     there = "device" if os.listdir("/sys/class/tpm") else "none"
-    print("bind", "hangs" if word is None else there, word, f"{time.monotonic() - begin:.1f}", flush=True)
+    print(
+        "bind",
+        "hangs" if word is None else there,
+        word,
+        f"{time.monotonic() - begin:.1f}",
+        flush=True,
+    )
     os.system("dmesg | grep -i -e vtpm -e tpm | tail -n 1")
 
 
@@ -223,7 +237,8 @@ def works(seconds):
 
 
 def well(seconds, rebind):
-    """With an honest backend again: the TPM works, by itself or with the driver bound anew; no splat."""
+    """With an honest backend again: the TPM works, by itself or with the driver bound anew; no
+    splat."""
     taken = works(float(seconds))
     if taken is not None:
         print(f"well self {taken:.1f}", flush=True)
@@ -270,7 +285,11 @@ def watch(seconds):
 def interrupts():
     """How many events the driver has taken."""
     with open("/proc/interrupts", encoding="ascii") as file:
-        return sum(int(line.split()[1]) for line in file if re.search(r"\b(vtpm(-\d+)?|tpmif)$", line.strip()))
+        return sum(
+            int(line.split()[1])
+            for line in file
+            if re.search(r"\b(vtpm(-\d+)?|tpmif)$", line.strip())
+        )
 
 
 def work(seconds):

@@ -221,8 +221,8 @@ def timed(folder, number):
 
 
 def churn(folder):
-    """Until it is told to stop: reads a new file, which is measured, and asks the kernel for a random number of the
-    TPM's, which may fail. Each turn has a folder of its own."""
+    """Until it is told to stop: reads a new file, which is measured, and asks the kernel for a
+    random number of the TPM's, which may fail. Each turn has a folder of its own."""
     os.mkdir(folder)
     for number in itertools.count():
         if os.path.exists(CHURN_STOP):
@@ -245,8 +245,9 @@ def failed():
 
 
 def caught_up():
-    """PCR 10 is what the measurements since the last look make of the PCR then, but for those that failed: for each there
-    is a line in the kernel's log. Of a command that was cut off nobody knows whether the TPM has carried it out."""
+    """PCR 10 is what the measurements since the last look make of the PCR then, but for those that
+    failed: for each there is a line in the kernel's log. Of a command that was cut off nobody knows
+    whether the TPM has carried it out."""
     tpm = Tpm()
     bank, number = list(BANKS[tpm.kind].items())[-1]
     listed, value = settled(lambda: (entries(bank), tpm.pcr(PCR, number)))
@@ -262,9 +263,13 @@ def caught_up():
             if chain(bank, kept, before) == value:
                 with open(CAUGHT_UP, "w", encoding="ascii") as file:
                     json.dump({"count": len(listed), "value": value.hex()}, file)
-                print(f"{len(new)} measurements, {lost} of which failed, {dropped} are not in the PCR")
+                print(
+                    f"{len(new)} measurements, {lost} of which failed, {dropped} are not in the PCR"
+                )
                 return
-    raise AssertionError(f"PCR 10 is {value.hex()}: not the replay of {len(new)} measurements, of which {lost} failed")
+    raise AssertionError(
+        f"PCR 10 is {value.hex()}: not the replay of {len(new)} measurements, of which {lost} failed"
+    )
 
 
 def violation(folder):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A vTPM is attached whose backend makes the registration of its TPM go on for ever: the thread that takes xenstore's
-watches is free again within a stated time, the vTPM can be detached, and the guest can go down meanwhile."""
+"""A vTPM is attached whose backend makes the registration of its TPM go on for ever: the thread
+that takes xenstore's watches is free again within a stated time, the vTPM can be detached, and the
+guest can go down meanwhile."""
 
 import time
 
@@ -14,14 +15,21 @@ BEHAVIOURS = {"1.2": ("probe-selftest",), "2.0": ("probe-drip", "register-retry"
 
 
 def attach(trial, name):
-    """The vTPM is attached; a key that the toolstack presses is seen within the time that a probe may take."""
-    machine, guest, limit = trial.machine, trial.guest, hostile_backend.PROBE + hostile_backend.PROMPT
+    """The vTPM is attached; a key that the toolstack presses is seen within the time that a probe
+    may take."""
+    machine, guest, limit = (
+        trial.machine,
+        trial.guest,
+        hostile_backend.PROBE + hostile_backend.PROMPT,
+    )
     trial.tell(f"behave {name}")
     guest.must("dmesg -c >>/run/dmesg")
     machine.must(f"xl vtpm-attach {guest.name} uuid={trial.vtpm.uuid} backend=0", 60)
     begun = trial.begun()
     machine.must(f"xl sysrq {guest.name} h")
-    seconds = trial.python(f"watch {limit * trial.bed.slowness}", limit * trial.bed.slowness + 60).split()[1]
+    seconds = trial.python(
+        f"watch {limit * trial.bed.slowness}", limit * trial.bed.slowness + 60
+    ).split()[1]
     if seconds == "never":
         raise Failure(f"the guest's other watches wait for more than {limit} s")
     if not begun:
@@ -33,7 +41,9 @@ def detach(trial):
     """And taken away again, by the same thread."""
     start = time.monotonic()
     trial.machine.must(f"xl vtpm-detach {trial.guest.name} {trial.vtpm.uuid}", 60)
-    trial.guest.must("for i in $(seq 100); do [ -e /sys/bus/xen/devices/vtpm-0 ] || exit 0; sleep 0.1; done; exit 1")
+    trial.guest.must(
+        "for i in $(seq 100); do [ -e /sys/bus/xen/devices/vtpm-0 ] || exit 0; sleep 0.1; done; exit 1"
+    )
     return f"after {time.monotonic() - start:.1f} s"
 
 

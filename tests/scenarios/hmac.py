@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A kernel that encrypts its commands to the TPM: IMA measures all the time, the daemon is killed again and again, and
-the TPM is neither disabled by the core nor lost to IMA."""
+"""A kernel that encrypts its commands to the TPM: IMA measures all the time, the daemon is killed
+again and again, and the TPM is neither disabled by the core nor lost to IMA."""
 
 import os
 import random
@@ -36,8 +36,11 @@ def killed(bed, guest, chance, number):
     time.sleep(chance.uniform(0, 0.7))
     bed.start_backend()
     works(guest)
-    guest.must("touch /run/churn.stop; for i in $(seq 300); do [ -s /run/churn ] && break; sleep 0.1; done; "
-               "grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }", 90)
+    guest.must(
+        "touch /run/churn.stop; for i in $(seq 300); do [ -s /run/churn ] && break; sleep 0.1; done; "
+        "grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }",
+        90,
+    )
     return guest.must("python3 -E -s /bed/ima.py caught_up").strip()
 
 
@@ -55,7 +58,9 @@ def rounds(bed, guest):
 
 def afterwards(guest):
     """With nobody killed, nothing fails."""
-    guest.must("mkdir /mnt/after; for i in $(seq 50); do echo $i $RANDOM >/mnt/after/$i; cat /mnt/after/$i; done")
+    guest.must(
+        "mkdir /mnt/after; for i in $(seq 50); do echo $i $RANDOM >/mnt/after/$i; cat /mnt/after/$i; done"
+    )
     said = guest.must("python3 -E -s /bed/ima.py caught_up").strip()
     if not said.endswith(" 0 of which failed, 0 are not in the PCR") or int(said.split()[0]) < 50:
         raise Failure(said)
@@ -68,6 +73,8 @@ def run(bed):
     bed.boot([vtpm])
     with bed.guest("hmac", [vtpm], options=IMA_POLICY) as guest:
         bed.checks(guest, "module_loads", "ima_has_a_tpm", "ima_replay", "hmac_is_used")
-        guest.must(". /bed/lib.sh; . /bed/ima.sh; measured; python3 -E -s /bed/ima.py caught_up", 120)
+        guest.must(
+            ". /bed/lib.sh; . /bed/ima.sh; measured; python3 -E -s /bed/ima.py caught_up", 120
+        )
         bed.record(f"IMA measures while the daemon is killed {TIMES} times", rounds, bed, guest)
         bed.record("all that is measured afterwards is in the TPM", afterwards, guest)

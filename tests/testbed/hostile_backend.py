@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest and a backend that misbehaves, one named way after the other; what came of it, as a table."""
+"""A guest and a backend that misbehaves, one named way after the other; what came of it, as a
+table."""
 
 import dataclasses
 import json
@@ -17,10 +18,11 @@ PROGRAM = "/usr/sbin/xen-hostile-backend"
 SECRET = "a secret of this guest."
 # A command that nobody cancels has 60 s, and its cancel 5 s.
 DEADLINE = 75
-# The core gives two minutes to commands whose duration it does not know, as the first of a probe and the last one.
+# The core gives two minutes to commands whose duration it does not know, as the first of a probe
+# and the last one.
 FIRST = 140
-# Binding the driver ends within this time, however long the backend makes the registration of its TPM, and unbinding it
-# does while that goes on. The rest is for what the testbed needs.
+# Binding the driver ends within this time, however long the backend makes the registration of its
+# TPM, and unbinding it does while that goes on. The rest is for what the testbed needs.
 PROBE, UNBIND, REST = 30, 10, 5
 # A command behind one that timed out has no more than this.
 SHORT = 15
@@ -34,9 +36,18 @@ SPEED = 0.5
 PROMPT = 5.0
 FILE = "/run/hostile.file"
 # These change answers that only a TPM of this version gives.
-ONE_VERSION = {"1.2": ("durations-endless", "durations-none", "pcrs-many", "probe-selftest"),
-               "2.0": ("banks-none", "banks-many", "banks-endless", "banks-long", "banks-wide", "properties-absurd",
-                       "register-retry")}
+ONE_VERSION = {
+    "1.2": ("durations-endless", "durations-none", "pcrs-many", "probe-selftest"),
+    "2.0": (
+        "banks-none",
+        "banks-many",
+        "banks-endless",
+        "banks-long",
+        "banks-wide",
+        "properties-absurd",
+        "register-retry",
+    ),
+}
 # What the storm is measured against: a backend that only uses its processor.
 CONTROL = "spin"
 TURNS = 3
@@ -45,7 +56,8 @@ STORM = 30
 # After these kinds it goes on with the same connection, or has asked for another one itself.
 SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "storm", "unbind", "busy-unbind",
                    "registration", "detach")
-# A backend of another protocol is refused for good: the driver has to be bound anew, as the kernel's log says.
+# A backend of another protocol is refused for good: the driver has to be bound anew, as the
+# kernel's log says.
 REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
 
 # Scenarios run side by side, and have one table.
@@ -72,21 +84,29 @@ class Behaviour:
 
 def behaviours():
     """All of them, by name, in the program's order."""
-    done = subprocess.run([programs.hostile_backend_path(), "list"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [programs.hostile_backend_path(), "list"], capture_output=True, text=True, check=True
+    )
     return {line.split("\t")[0]: Behaviour(*line.split("\t")) for line in done.stdout.splitlines()}
 
 
 # What the driver says when it has found another TPM, or one that was reset.
-OTHER_TPM = re.compile(r"vtpm.*(anew|reset|restarted|another|different|mismatch|replaced)", re.IGNORECASE)
+OTHER_TPM = re.compile(
+    r"vtpm.*(anew|reset|restarted|another|different|mismatch|replaced)", re.IGNORECASE
+)
 with open(f"{steps.TOP}/tests/guest/complaints", encoding="ascii") as patterns:
     SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
 
 
 def as_expected(found, expect, any_errno=False):
-    """Whether each try ended as one of its alternatives says. A driver that is not ours may have errnos of its own, and
-    give up by itself what ours waits for."""
+    """Whether each try ended as one of its alternatives says. A driver that is not ours may have
+    errnos of its own, and give up by itself what ours waits for."""
     def plain(word):
-        return re.sub(r"^(self|cancel):(E[A-Z]+|ok)$", lambda match: match[2][:1], word) if any_errno else word
+        return (
+            re.sub(r"^(self|cancel):(E[A-Z]+|ok)$", lambda match: match[2][:1], word)
+            if any_errno
+            else word
+        )
 
     wanted = expect.split()
     return len(found) == len(wanted) and all(
@@ -99,7 +119,8 @@ class Trial:
     def __init__(self, bed, vtpm, attached=True):
         self.bed, self.vtpm, self.machine = bed, vtpm, bed.machine
         self.c_driver = bed.driver == "c"
-        # The C driver can lose a device that is there when it is loaded (race T2): it gets it later.
+        # The C driver can lose a device that is there when it is loaded (race T2): it gets it
+        # later.
         options = f"bed.driver={bed.driver} bed.tpms={vtpm.version}"
         vtpms = [vtpm] if attached and not self.c_driver else []
         self.guest = bed.new_guest("victim", vtpms, memory=400, options=options)
@@ -119,9 +140,13 @@ class Trial:
         self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
 
     def stop(self):
-        """Ends the hostile backend and its swtpm, and destroys the guest, for another trial on the same machine."""
-        self.machine.run("xl destroy victim; kill $(pidof xen-hostile-backend) $(pidof swtpm); "
-                         "while pidof xen-hostile-backend swtpm; do sleep 0.1; done; rm -f /run/hostile.*", 60)
+        """Ends the hostile backend and its swtpm, and destroys the guest, for another trial on the
+        same machine."""
+        self.machine.run(
+            "xl destroy victim; kill $(pidof xen-hostile-backend) $(pidof swtpm); "
+            "while pidof xen-hostile-backend swtpm; do sleep 0.1; done; rm -f /run/hostile.*",
+            60,
+        )
 
     def start_guest(self):
         """Starts the guest, with an honest backend."""
@@ -132,7 +157,9 @@ class Trial:
         self.guest.must(f". /bed/lib.sh; {self.load}")
         if self.c_driver:
             self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
-        self.guest.must("for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]")
+        self.guest.must(
+            "for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]"
+        )
         self.python("quiet")
 
     def _ports(self):
@@ -144,7 +171,8 @@ class Trial:
         return self.machine.must(f"xen-hostile-backend tell {order}", limit).strip()
 
     def python(self, words, limit=60):
-        """Runs a part of the guest's program; returns its output, which has the name of that part in it."""
+        """Runs a part of the guest's program; returns its output, which has the name of that part
+        in it."""
         output = self.guest.must(f"python3 -E -s /bed/hostile.py {words}", limit)
         name = {"secret": "tries"}.get(words.split()[0], words.split()[0])
         if f"\n{name} " not in f"\n{output} ":
@@ -153,7 +181,8 @@ class Trial:
         return output
 
     def face(self, behaviour):
-        """One behaviour, and whether the guest is well after it. A guest that is not is replaced."""
+        """One behaviour, and whether the guest is well after it. A guest that is not is
+        replaced."""
         row = {"result": "", "after": "", "verdict": "bad"}
         self.rows[behaviour.name] = row
         try:
@@ -170,8 +199,8 @@ class Trial:
         return f"{row['result']}; {row['after']}"
 
     def recorded(self, behaviour):
-        """The same for a driver that is not ours: what it does is noted, and fails nothing, even where no guest with it
-        starts any more."""
+        """The same for a driver that is not ours: what it does is noted, and fails nothing, even
+        where no guest with it starts any more."""
         try:
             found = "good: " + self.face(behaviour)
         except (Failure, BedError) as why:
@@ -248,8 +277,10 @@ class Trial:
 
     def begun(self):
         """Waits until the backend has got a command; returns how many it has got."""
-        self.machine.must("for i in $(seq 100); do xen-hostile-backend tell status | grep -q 'commands [1-9]' && break; "
-                          "sleep 0.1; done")
+        self.machine.must(
+            "for i in $(seq 100); do xen-hostile-backend tell status | grep -q 'commands [1-9]' && break; "
+            "sleep 0.1; done"
+        )
         return self.status("commands")
 
     def _reconnects(self, behaviour, row):
@@ -332,7 +363,9 @@ class Trial:
         self.tell(f"behave {behaviour.name}")
         limit = PROBE + REST * self.bed.slowness
         word, _, seconds = self.python(f"bind {limit}", limit + 60).splitlines()[0].split()[1:]
-        wrong = [] if word in behaviour.expect.split("|") else [f"not {behaviour.expect}, but {word}"]
+        wrong = (
+            [] if word in behaviour.expect.split("|") else [f"not {behaviour.expect}, but {word}"]
+        )
         found = {}
         noticed = self._noticed(found)
         wrong += found.values()
@@ -383,13 +416,16 @@ class Trial:
         return f"{'unbound' if word == 'ok' else word} after {seconds} s"
 
     def _detach(self, behaviour, row):
-        """The toolstack waits for ten seconds and then removes the device; meanwhile it is not connected again."""
+        """The toolstack waits for ten seconds and then removes the device; meanwhile it is not
+        connected again."""
         self.tell(f"behave {behaviour.name}")
         before = self.status("connections")
         # xl says that it has failed, and has removed the device by force.
         self.machine.run(f"xl vtpm-detach victim {self.vtpm.uuid}", 60)
         again = self.status("connections") - before
-        word = "still there" if self.guest.run("[ ! -e /sys/bus/xen/devices/vtpm-0 ]").code else "gone"
+        word = (
+            "still there" if self.guest.run("[ ! -e /sys/bus/xen/devices/vtpm-0 ]").code else "gone"
+        )
         if word != behaviour.expect:
             row["wrong"] = f"not {behaviour.expect}, but {word}"
         elif again:
@@ -399,8 +435,11 @@ class Trial:
         return f"{word}, connected again {again} times"
 
     def _suspend(self, behaviour, row):
-        self.machine.must(f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave {behaviour.name}; "
-                          f"wait $!; code=$?; rm -f {FILE}; exit $code", 120)
+        self.machine.must(
+            f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave {behaviour.name}; "
+            f"wait $!; code=$?; rm -f {FILE}; exit $code",
+            120,
+        )
         return self._judged(row, self._tries, behaviour, row)
 
     def _restore(self, behaviour, row):
@@ -434,9 +473,11 @@ class Trial:
         return f"{'late' if 'wrong' in row else 'prompt'}, after {seconds} s"
 
     def _well(self, behaviour, row):
-        """The backend is honest again: the TPM has to work. Where it was about the connection, there is another one."""
+        """The backend is honest again: the TPM has to work. Where it was about the connection,
+        there is another one."""
         self.tell("behave honest")
-        # A backend that is started anew is more than the C driver survives: it is not blamed for that in every row.
+        # A backend that is started anew is more than the C driver survives: it is not blamed for
+        # that in every row.
         if behaviour.kind not in SAME_CONNECTION and not self.c_driver:
             self.tell("reconnect")
         refused = behaviour.name in REBOUND
@@ -461,18 +502,22 @@ class Trial:
         """Unbound, the driver has given back its ports, and has not used up grants."""
         self.python("unbind")
         ports = self._ports()
-        grants = [int(number) for number in re.search(r"grants (\S*)", self.tell("status"))[1].split(",")]
+        grants = [
+            int(number) for number in re.search(r"grants (\S*)", self.tell("status"))[1].split(",")
+        ]
         self.python("bind 30")
-        numbers = f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had " \
+        numbers = (
+            f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had "
             f"{len(set(grants))} grant references from {min(grants)} to {max(grants)}, the last {grants[-1]}"
+        )
         if ports != self.ports or grants[-1] - grants[0] > 80:
             raise Failure(numbers)
         return numbers
 
 
 def write_table(column, rows):
-    """Takes the rows of one run into the report's table, build/report/hostile-backend.rst, which has a column for each
-    driver that was run."""
+    """Takes the rows of one run into the report's table, build/report/hostile-backend.rst, which
+    has a column for each driver that was run."""
     os.makedirs(steps.REPORT, exist_ok=True)
     path = f"{steps.REPORT}/hostile-backend.json"
     found = {}
@@ -496,12 +541,14 @@ def write_table(column, rows):
 
 def text(cell):
     """A row's result, as the table has it."""
-    return f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after: {cell['after']}".replace("`", "'")
+    return f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after: {cell['after']}".replace(
+        "`", "'"
+    )
 
 
 def scenario(bed, names, version="2.0"):
-    """Faces these behaviours, or all, with one guest for as long as it lives; those alone that BEHAVIOURS= names, where it
-    names some."""
+    """Faces these behaviours, or all, with one guest for as long as it lives; those alone that
+    BEHAVIOURS= names, where it names some."""
     wanted = (os.environ.get("BEHAVIOURS") or "").split()
     vtpm = bed.vtpm(version)
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: programs.hostile_backend_path()})
@@ -512,7 +559,11 @@ def scenario(bed, names, version="2.0"):
     for name in names or [name for name in known if name != CONTROL and name not in other]:
         if wanted and name not in wanted:
             continue
-        bed.record(f"{name}: {known[name].wrong}", trial.recorded if trial.c_driver else trial.face, known[name])
+        bed.record(
+            f"{name}: {known[name].wrong}",
+            trial.recorded if trial.c_driver else trial.face,
+            known[name],
+        )
         with TABLE:
             write_table(column, trial.rows)
     if not trial.c_driver:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""make series: fixes for the TPM core, and the project's source as patches to a kernel tree, in
-that tree's own style. The abstractions go to rust/kernel/, the driver to drivers/char/tpm/; what
-both homes have in common is never written twice."""
+"""make series: fixes for the TPM core, and the project's source as patches to a kernel tree, in that tree's own style.
+The abstractions go to rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written
+twice."""
 
 import functools
 import glob
@@ -11,7 +11,7 @@ import shutil
 
 from tools.kernels import intree
 from tools.kernels.prepare import PAGE
-from tools.series import rust_use
+from tools.series import source
 from tools.steps import BUILD, TOP, StepError, must, output, step
 from tools.sources import read, sources
 
@@ -19,151 +19,33 @@ OUT = f"{BUILD}/series"
 TREE = f"{OUT}/tree"
 DRIVER = "drivers/char/tpm/xen-tpmfront"
 HERE = "tools/series"
+ABI = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
 
-# Who sends it, as "Name <address>": the author, who signs it off and maintains the driver. Nobody
-# can do that for somebody else; without, it can be read and built, and not be sent.
+# Who sends it, as "Name <address>": the author, who signs it off and maintains the driver. Nobody can do that for
+# somebody else; without, it can be read and built, and not be sent.
 NOBODY = "The xen-tpmfront developers <xen-tpmfront@example.org>"
 SENDER = os.environ.get("SENDER") or ""
 NAME, ADDRESS = (SENDER or NOBODY).rstrip(">").split(" <")
 AUTHOR = ("-c", f"user.name={NAME}", "-c", f"user.email={ADDRESS}")
 
-# The fixes for the TPM core, each with its message, in their order; and what makes room for a
-# driver in Rust.
+# The fixes for the TPM core, each with its message, in their order; and what makes room for a driver in Rust.
 CORE = ("tpm-pcrs", "tpm-banks", "tpm-null-key", "tpm-cancel", "tpm-header")
 
 # What the series changes of the tree's files.
-CHANGED = (
-    *(
-        f"drivers/char/tpm/{name}"
-        for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")
-    ),
-    "include/linux/tpm.h",
-    PAGE,
-    "rust/bindings/bindings_helper.h",
-    "rust/helpers/helpers.c",
-    "rust/helpers/completion.c",
-    "rust/kernel/lib.rs",
-    "drivers/xen/Kconfig",
-    "drivers/char/tpm/Kconfig",
-    "drivers/char/tpm/Makefile",
-    "MAINTAINERS",
-)
-
-# What of the protocol is not Xen's, but any TPM's: the chip's abstraction needs it, and has it
-# there.
-OF_ANY_TPM = ("banks", "life")
-
-# Out of tree these stand in for what the tree has, or will have.
-PLAIN = (
-    (r"xen_sys::(?:rust_helper_)?", "bindings::"),
-    (r"\bpub\(crate\) use module_xenbus_driver;\n", ""),
-    (r"\bmacro_rules! module_xenbus_driver", "#[macro_export]\nmacro_rules! module_xenbus_driver"),
-    (r"(?<![:\w$])kernel::", "crate::"),
-    (r"pub\(crate\) ", "pub "),
-    (r"use super::packet::HEADER_SIZE;\n", ""),
-    (r"HEADER_SIZE", "10"),
-)
-
-
-def compat(kernel):
-    """What src/xen_sys/compat.rs has for this kernel, as regular expressions."""
-    with open(f"{kernel}/Makefile", encoding="utf-8") as file:
-        numbers = re.findall(r"^(?:VERSION|PATCHLEVEL) = (\d+)", file.read(), re.MULTILINE)
-    new = [int(number) for number in numbers] >= [7, 3]
-    found = re.findall(
-        r"#\[cfg\((not\()?kernel_7_3\)?\)\]\n.* const (\w+): [^=]*= (.*);",
-        read("src/xen_sys/compat.rs"),
-    )
-    return tuple(
-        (rf"xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new
-    )
-
-
-def with_kunit(name, suite):
-    """A source file whose unit tests are KUnit's, in a suite of this name, rather than Cargo's."""
-    suite += "_" + os.path.splitext(os.path.basename(name))[0]
-    return read(name).replace(
-        "#[cfg(test)]\nmod tests {", f"#[::kernel::macros::kunit_tests({suite})]\nmod tests {{"
-    )
-
-
-def abstraction(name, room, rules):
-    """A file of a room, src/xen or src/tpm, as the kernel crate has it."""
-    def path(parts):
-        if parts[0] == "kernel":
-            parts = ("crate", *parts[1:])
-        if parts == ("crate", "xen_sys"):
-            return "crate", "bindings"
-        if parts[:2] == ("crate", "protocol"):
-            return "super", *parts[2:]
-        return parts
-
-    return substituted(
-        rust_use.rewrite(with_kunit(name, f"rust_kernel_{room}"), path), rules + PLAIN
-    )
-
-
-def driver(name):
-    """A file of the driver as it is there: the abstractions are the kernel crate's."""
-    def path(parts):
-        if parts[:2] == ("crate", "protocol") and parts[2] in OF_ANY_TPM:
-            return "kernel", "tpm", *parts[2:]
-        return (
-            ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
-        )
-
-    return rust_use.rewrite(with_kunit(name, "xen_tpmfront"), path)
-
-
-def substituted(text, rules):
-    """Applies regular expressions."""
-    for pattern, new in rules:
-        text = re.sub(pattern, new, text)
-    return text
-
-
-def root():
-    """The driver's crate root: without the rooms that are the kernel's, and with the check of the
-    wire's layout against the tree's own header."""
-    text = substituted(read("src/xen_tpmfront.rs"), (
-        (r"(?m)^mod (tpm|xen|xen_sys);\n", ""),
-        (r"(?m)^// For the backend.*\n// all that.*\n", ""),
-        (r'#\[path = "protocol/mod.rs"\]\n', ""),
-        (r"xen::bus::module_xenbus_driver!", "kernel::module_xenbus_driver!"),
-        (r"\n//!\n//! `Documentation/.*\n", "\n"),
-    ))
-    checks = re.search(
-        r"^// The wire's Rust side.*?^};\n", read("src/xen_sys/mod.rs"), re.MULTILINE | re.DOTALL
-    )[0]
-    return text + "\n" + substituted(checks, (
-        (r"use crate::protocol::layout;\n", "use kernel::bindings;\n    use protocol::layout;\n"),
-        (r"\btpmif_page\b", "bindings::vtpm_shared_page"),
-        (r"\btpmif_state_TPMIF_(\w+)", r"bindings::vtpm_shared_page_state_VTPM_STATE_\1"),
-    ))
-
-
-def helpers():
-    """The C helper of src/xen_sys/helpers.c that is Xen's, and that which is completion's."""
-    text = read("src/xen_sys/helpers.c")
-    found = re.findall(r"^((?:bool|void) rust_helper_\w+\(.*?^}\n)", text, re.MULTILINE | re.DOTALL)
-    by_name = {
-        re.search(r"rust_helper_(\w+)", function)[1]: "__rust_helper " + function
-        for function in found
-    }
-    return by_name.pop("xen_has_pv_devices"), by_name.pop("reinit_completion", ""), by_name
-
+CHANGED = (*(f"drivers/char/tpm/{name}" for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")),
+           "include/linux/tpm.h", PAGE, "rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/helpers/mm.c",
+           "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
+           "MAINTAINERS")
 
 class Tree:
     """The kernel tree's files that the series is about, as a git repository."""
 
     def __init__(self, kernel):
-        self._rules = compat(kernel)
+        self._rules = source.compat(kernel)
         shutil.rmtree(OUT, ignore_errors=True)
         for name in CHANGED:
             if not os.path.exists(f"{kernel}/{name}"):
-                raise StepError(
-                    f"{kernel} has no {name}: is it a kernel tree with Rust, 7.2 or later?"
-                )
+                raise StepError(f"{kernel} has no {name}: is it a kernel tree with Rust, 7.2 or later?")
             os.makedirs(os.path.dirname(f"{TREE}/{name}"), exist_ok=True)
             shutil.copyfile(f"{kernel}/{name}", f"{TREE}/{name}")
         shutil.copyfile(f"{kernel}/.rustfmt.toml", f"{TREE}/.rustfmt.toml")
@@ -182,12 +64,8 @@ class Tree:
     def core(self, name):
         """Applies a patch to the TPM core, and commits it with its message."""
         path = f"{HERE}/core/{name}.patch"
-        must(
-            ["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"],
-            "series-core.log",
-            f"{path} does not apply: this kernel is newer than it knows",
-            cwd=TREE,
-        )
+        must(["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"], "series-core.log",
+             f"{path} does not apply: this kernel is newer than it knows", cwd=TREE)
         self.commit(read(path).partition("\n---\n")[0])
 
     def patch(self, name):
@@ -217,16 +95,15 @@ class Tree:
         with open(f"{TREE}/{name}", "a", encoding="utf-8") as file:
             file.write(text)
 
-    def abstraction(self, room, source):
+    def abstraction(self, room, name):
         """A file of the kernel crate's, in one of its rooms."""
-        self.write(
-            f"rust/kernel/{room}/{os.path.basename(source)}", abstraction(source, room, self._rules)
-        )
+        self.write(f"rust/kernel/{room}/{os.path.basename(name)}", source.abstraction(name, room, self._rules))
 
-    def driver(self, names):
-        """Puts the driver's files there."""
+    def driver(self, names, *tables, unused=()):
+        """Puts the driver's files there, without what the tables cut out, and its root."""
         for name in names:
-            self.write(f"{DRIVER}/{name.removeprefix('src/')}", driver(name))
+            self.write(f"{DRIVER}/{name.removeprefix('src/')}", source.driver(name, *tables, unused=unused))
+        self.write(f"{DRIVER}/xen_tpmfront.rs", source.root(*tables))
 
 
 XEN_CONFIG = """\
@@ -253,9 +130,9 @@ MAINTAINERS = f"""\
 XEN VTPM FRONTEND DRIVER (RUST)
 {f"M:	{SENDER}" if SENDER else ""}
 L:	linux-integrity@vger.kernel.org
+L:	rust-for-linux@vger.kernel.org
 L:	xen-devel@lists.xenproject.org (moderated for non-subscribers)
 S:	{"Maintained" if SENDER else "Orphan"}
-F:	Documentation/ABI/testing/sysfs-driver-xen-tpmfront
 F:	drivers/char/tpm/xen-tpmfront/
 F:	rust/helpers/xen.c
 F:	rust/kernel/tpm.rs
@@ -266,112 +143,62 @@ F:	rust/kernel/xen/
 """.replace(")\n\n", ")\n")
 
 
-def rooms(name, *modules):
-    """The file that lists a room's modules, with those that are there by now."""
-    text = substituted(read(f"src/{name}/mod.rs"), PLAIN)
-    return re.sub(
-        r"(?m)^pub mod (\w+);\n", lambda found: found[0] if found[1] in modules else "", text
-    )
-
-
 # The bus; what else there is of Xen comes after it.
-BUS = ("bus", "debugfs", "store")
-
-
-def modules(room):
-    """The modules of a room, as its list has them."""
-    return re.findall(r"(?m)^pub(?:\(crate\))? mod (\w+);$", read(f"src/{room}/mod.rs"))
+BUS = ("bus", "store")
+# Its own files in the driver's directory are other ones.
+ROOTS = ("src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs", "src/protocol/quirks.rs",
+         *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM))
+BINDINGS = "rust/bindings/bindings_helper.h"
 
 
 def xenbus(tree):
     """The bus, and the store."""
-    tree.insert(
-        "rust/bindings/bindings_helper.h",
-        "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
-        "\n/*\n * The driver-core Rust code needs to know",
-    )
-    tree.write(
-        "rust/helpers/xen.c",
-        "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
-        f"#include <xen/xen.h>\n\n{helpers()[0]}",
-    )
+    tree.insert(BINDINGS, "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
+                "\n/*\n * The driver-core Rust code needs to know")
+    tree.write("rust/helpers/xen.c", "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
+               f"#include <xen/xen.h>\n\n{source.helpers('xen')}")
     tree.append("rust/helpers/helpers.c", '#if IS_ENABLED(CONFIG_XEN)\n#include "xen.c"\n#endif\n')
     tree.insert("drivers/xen/Kconfig", XEN_CONFIG, "endmenu\n")
-    tree.insert(
-        "rust/kernel/lib.rs",
-        "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n",
-        "\n#[doc(hidden)]\npub use bindings;\n",
-    )
-    names = [name for name in modules("xen") if name in BUS]
-    tree.write("rust/kernel/xen.rs", rooms("xen", *names))
-    for name in names:
+    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n", "\n#[doc(hidden)]\n"
+                "pub use bindings;\n")
+    tree.write("rust/kernel/xen.rs", source.room_list("xen", BUS))
+    for name in BUS:
         tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
 def grants(tree):
-    """The granted page and the event channel; the ends of works and of the system."""
-    tree.insert(
-        "rust/bindings/bindings_helper.h",
-        "#include <xen/events.h>\n#include <xen/grant_table.h>\n#include <xen/page.h>\n",
-        "#include <xen/xen.h>\n",
-    )
-    tree.insert(
-        "rust/bindings/bindings_helper.h",
-        "#include <linux/reboot.h>\n",
-        "#include <linux/refcount.h>\n",
-    )
-    _, completion, rest = helpers()
-    if rest:
-        raise StepError(f"src/xen_sys/helpers.c has more than {__name__} knows: {', '.join(rest)}")
-    if completion:
-        tree.append("rust/helpers/completion.c", f"\n{completion}")
-    names = modules("xen")
-    tree.write("rust/kernel/xen.rs", rooms("xen", *names))
+    """The granted page and the event channel, and what the kernel crate lacks of other things."""
+    tree.insert(BINDINGS, "#include <xen/events.h>\n#include <xen/grant_table.h>\n#include <xen/page.h>\n",
+                "#include <xen/xen.h>\n")
+    tree.insert(BINDINGS, "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
+    tree.append("rust/helpers/mm.c", "\n" + source.helpers("memalloc"))
+    names = source.modules("xen")
+    tree.write("rust/kernel/xen.rs", source.room_list("xen", names))
     for name in set(names) - set(BUS):
         tree.abstraction("xen", f"src/xen/{name}.rs")
 
 
 def tpm(tree):
     """The chip."""
-    tree.insert(
-        "rust/bindings/bindings_helper.h",
-        "#include <linux/tpm.h>\n",
-        "#include <linux/tracepoint.h>\n",
-    )
+    tree.insert(BINDINGS, "#include <linux/tpm.h>\n", "#include <linux/tracepoint.h>\n")
     tree.insert("drivers/char/tpm/Kconfig", TPM_CONFIG, "config TCG_XEN\n")
-    tree.insert(
-        "rust/kernel/lib.rs",
-        "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n",
-        "pub mod tracepoint;\n",
-    )
-    tree.write("rust/kernel/tpm.rs", rooms("tpm", "attribute", "chip").replace(
-        "pub mod attribute;\n", "pub mod attribute;\nmod banks;\n").replace(
-            "pub mod chip;\n", "pub mod chip;\npub mod life;\n"))
-    for name in ("attribute", "chip"):
-        tree.abstraction("tpm", f"src/tpm/{name}.rs")
-    tree.abstraction("tpm", "src/protocol/life.rs")
-    banks = abstraction("src/protocol/banks.rs", "tpm", ())
-    tree.write("rust/kernel/tpm/banks.rs", re.sub(r"(?m)^pub fn", "pub(super) fn", banks))
+    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
+    names = source.modules("tpm")
+    tree.write("rust/kernel/tpm.rs", source.room_list("tpm", names, source.OF_ANY_TPM))
+    for name in (*(f"src/tpm/{name}.rs" for name in names), *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM)):
+        tree.abstraction("tpm", name)
 
 
 def frontend(tree):
     """The driver, its page, and whose it is."""
-    tree.insert(
-        "rust/bindings/bindings_helper.h",
-        "#include <xen/interface/io/tpmif.h>\n",
-        "#include <xen/page.h>\n",
-    )
+    tree.insert(BINDINGS, "#include <xen/interface/io/tpmif.h>\n", "#include <xen/page.h>\n")
     names = [name for name in sources() if re.match(r"src/([^/]+|protocol/.*)\.rs$", name)]
-    left_out = {"src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs",
-                *(f"src/protocol/{name}.rs" for name in OF_ANY_TPM)}
-    tree.driver(name for name in names if name not in left_out)
-    tree.write(f"{DRIVER}/xen_tpmfront.rs", root())
-    tree.write(
-        f"{DRIVER}/protocol/mod.rs",
-        re.sub(rf"(?m)^pub mod ({'|'.join(OF_ANY_TPM)});\n", "", read("src/protocol/mod.rs")),
-    )
+    tree.driver(set(names) - set(ROOTS) - {"src/locality.rs"}, source.LOCALITY, unused=source.LOCALITY_USED)
+    for name, text in zip(("trace.h", "helpers.h", "trace.c", "trace.rs"), source.trace()):
+        tree.write(f"{DRIVER}/{name}", text)
     tree.write(f"{DRIVER}/Makefile", "# SPDX-License-Identifier: GPL-2.0\n\n"
-               "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o\n")
+               "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o trace.o\n\n"
+               "# define_trace.h looks for trace.h.\nCFLAGS_trace.o := -I$(src)\n")
     config = read("Kconfig").replace("depends on TCG_TPM &&", "depends on TCG_TPM=y &&")
     config = config.replace("	select XEN_XENBUS_FRONTEND\n",
                             "	select RUST_TPM_ABSTRACTIONS\n	select RUST_XENBUS_ABSTRACTIONS\n")
@@ -379,9 +206,15 @@ def frontend(tree):
     tree.insert("drivers/char/tpm/Kconfig", f'source "{DRIVER}/Kconfig"\n', "endif # TCG_TPM\n")
     tree.append("drivers/char/tpm/Makefile", "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront/\n")
     tree.append(PAGE, read(f"{HERE}/page.rst").partition("\n\n")[2])
-    name = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
-    tree.write(name, read(name))
     tree.insert("MAINTAINERS", MAINTAINERS, "XFS FILESYSTEM\n")
+
+
+def locality(tree):
+    """An attribute of the driver's, and its ABI."""
+    tree.driver(("src/vtpm.rs", "src/locality.rs"))
+    text, _, _ = read(ABI).partition("\nWhat:		/sys/class/tpm/tpmN/cancel\n")
+    tree.write(ABI, text)
+    tree.insert("MAINTAINERS", f"F:	{ABI}\n", "F:	drivers/char/tpm/xen-tpmfront/\n")
 
 
 def patches():
@@ -397,11 +230,7 @@ def commits():
 def files(commit):
     """What the tree's files are after this patch, for intree.tree()."""
     names = output("git", "-C", TREE, "ls-tree", "-r", "--name-only", commit).split()
-    return {
-        name: output("git", "-C", TREE, "show", f"{commit}:{name}")
-        for name in names
-        if name != ".rustfmt.toml"
-    }
+    return {name: output("git", "-C", TREE, "show", f"{commit}:{name}") for name in names if name != ".rustfmt.toml"}
 
 
 def suites():
@@ -424,7 +253,7 @@ def build_kernel(stock):
     return kernel
 
 
-PATCHES = (xenbus, grants, tpm, frontend)
+PATCHES = (xenbus, grants, tpm, frontend, locality)
 
 
 def make(kernel):
@@ -442,9 +271,5 @@ def make(kernel):
         with open(cover, encoding="utf-8") as file:
             text = file.read()
         with open(cover, "w", encoding="utf-8") as file:
-            file.write(
-                text.replace("*** SUBJECT HERE ***", subject).replace(
-                    "*** BLURB HERE ***", body.strip()
-                )
-            )
+            file.write(text.replace("*** SUBJECT HERE ***", subject).replace("*** BLURB HERE ***", body.strip()))
     return sorted(os.path.basename(path) for path in glob.glob(f"{OUT}/*.patch"))
