@@ -15,9 +15,9 @@ MOST_OF_FLOOR = 1.2
 LEAST_SPEEDUP = 12
 
 
-def cost(trio):
+def cost(measured):
     """The ratio to the bare exchange, and to the C driver."""
-    found = {name: median(samples) for name, samples in trio.times(bench.SHORTEST, ROUNDS).items()}
+    found = {name: median(samples) for name, samples in measured.times(bench.SHORTEST, ROUNDS).items()}
     ratio, speedup = found["rust"] / found["floor"], found["c"] / found["rust"]
     numbers = (
         f"{found['rust']:.0f} us, {ratio:.2f} of the floor, {speedup:.1f} times as fast as the C"
@@ -30,13 +30,13 @@ def cost(trio):
 
 
 def run(bed):
-    """One guest with three vTPMs of a backend that answers at once."""
+    """One guest with four vTPMs of a backend that answers at once."""
     programs.build_bench_modules(bed.kernel)
     bed.boot([], icount=1, **bench.files())
     bed.stop_backend()
     bed.machine.must(bench.START_NULL)
-    trio = bench.Trio(bed, "null", [bed.vtpm() for _ in bench.DRIVERS])
-    trio.start()
-    trio.bind()
-    bed.record("a command that is answered at once", cost, trio)
-    trio.guest.shutdown()
+    measured = bench.Measured(bed, "null", [bed.vtpm() for _ in bench.DRIVERS])
+    measured.start()
+    measured.bind()
+    bed.record("a command that is answered at once", cost, measured)
+    measured.guest.shutdown()
