@@ -251,7 +251,12 @@ impl Host {
 
     /// Starts the next manager where one has ended, as systemd does.
     pub(crate) fn keep_manager(&self) {
-        if self.manager_ended(Duration::from_millis(300)).is_some() {
+        self.keep_manager_within(Duration::from_millis(300));
+    }
+
+    /// The same, where it would have ended by now.
+    pub(crate) fn keep_manager_within(&self, timeout: Duration) {
+        if self.manager_ended(timeout).is_some() {
             self.start();
         }
     }
@@ -437,7 +442,8 @@ impl Host {
     }
 }
 
-fn all_processes() -> impl Iterator<Item = u32> {
+/// The ids of all processes.
+pub(crate) fn all_processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }

@@ -7,16 +7,20 @@
 #![allow(dead_code)]
 
 mod archive;
+mod costs;
 mod durable;
+mod each_call;
 mod faults;
 mod guest;
 mod host;
+mod hostile_swtpm;
 mod hypervisor;
 mod killed;
 mod lifecycle;
 mod log_lines;
 mod manager;
 mod neighbours;
+mod sandbox;
 mod save;
 mod standins;
 mod toolstack;

@@ -19,7 +19,7 @@ use crate::tpm::{nv_define, nv_write, GET_RANDOM};
 const SLOW: Duration = Duration::from_secs(1);
 
 /// The neighbours: each has a TPM that works.
-fn boot_neighbours(host: &Host) -> Vec<Guest> {
+pub(crate) fn boot_neighbours(host: &Host) -> Vec<Guest> {
     let guests: Vec<u16> = (20..23).collect();
     for domid in &guests {
         host.add(*domid, &uuid(*domid));
@@ -37,7 +37,7 @@ fn boot_neighbours(host: &Host) -> Vec<Guest> {
 }
 
 /// They work meanwhile, and connect anew; the command line answers as well.
-fn are_fine(host: &Host, neighbours: &mut [Guest]) {
+pub(crate) fn are_fine(host: &Host, neighbours: &mut [Guest]) {
     thread::scope(|scope| {
         for guest in neighbours.iter_mut() {
             scope.spawn(|| {

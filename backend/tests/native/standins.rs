@@ -16,7 +16,7 @@ const LIBRARIES: [(&str, &str, bool); 5] = [
 ];
 
 /// Programs, by the names of their files.
-const PROGRAMS: [&str; 1] = ["libxl-save-helper"];
+const PROGRAMS: [&str; 2] = ["libxl-save-helper", "swtpm"];
 
 /// The directory with the libraries.
 pub(crate) fn directory() -> &'static Path {

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a command, an event and a vTPM cost, counted.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::guest::Guest;
+use crate::host::{signal, wait_for, Host, LIMIT};
+use crate::standins;
+use crate::toolstack::uuid;
+use crate::tpm::GET_RANDOM;
+
+/// System calls of the I/O process for one command.
+const CALLS: u64 = 6;
+
+/// Private memory of a worker and its I/O process, in KiB.
+const MEMORY: u64 = 1024;
+
+/// A host whose swtpms are trivial ones.
+fn trivial() -> Option<Host> {
+    let host = Host::bare("")?;
+    let made = standins::directory().join("permall");
+    if !made.exists() {
+        host.cli_ok(&["create-state", &uuid(1)]);
+        fs::copy(
+            host.state_dir().join(uuid(1)).join("tpm2-00.permall"),
+            &made,
+        )
+        .unwrap();
+    }
+    host.replace("/usr/bin/swtpm", &standins::directory().join("swtpm"));
+    fs::write("/usr/lib/real/trivial", "").unwrap();
+    fs::copy(&made, "/usr/lib/real/permall").unwrap();
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    fs::set_permissions("/usr/lib/real/permall", readable).unwrap();
+    let find = "while [ $# -gt 0 ]; do case $1 in --tpm-state|--tpmstate) dir=${2#dir=}; esac; shift; done";
+    let copy = "cat /usr/lib/real/permall >${dir#file://}/tpm2-00.permall";
+    host.wrap("/usr/bin/swtpm_setup", &format!("{find}\n{copy}"));
+    host.start();
+    Some(host)
+}
+
+/// Guests 100, 101 and so on, connected.
+fn boot(host: &Host, n: u16) -> Vec<Guest> {
+    for domid in 100..100 + n {
+        host.add(domid, &uuid(domid));
+    }
+    (100..100 + n)
+        .map(|domid| {
+            let mut guest = Guest::new(host, domid);
+            guest.connect();
+            guest
+        })
+        .collect()
+}
+
+#[test]
+fn a_command_costs_six_system_calls() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    for _ in 0..20 {
+        guest.done(&GET_RANDOM);
+    }
+    let mut all = host.processes("serve", Some(7));
+    all.extend(host.processes("io", Some(7)));
+    if all.is_empty() {
+        all.push(host.manager());
+    }
+    let trace = host.path("trace");
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-f", "-q", "-c", "-U", "calls,name", "-o"])
+        .arg(&trace);
+    for pid in &all {
+        strace.arg("-p").arg(pid.to_string());
+    }
+    let mut child = strace.spawn().unwrap();
+    let is_traced = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        !status.contains("TracerPid:\t0\n")
+    };
+    assert!(wait_for(LIMIT, || all.iter().all(is_traced)));
+    let commands = 160;
+    for _ in 0..commands {
+        guest.done(&GET_RANDOM);
+    }
+    signal(child.id(), Signal::Int);
+    child.wait().unwrap();
+    let text = fs::read_to_string(&trace).unwrap();
+    let counts: BTreeMap<&str, u64> = text
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let calls = words.next()?.parse().ok()?;
+            Some((words.next()?, calls)).filter(|(name, _)| *name != "total")
+        })
+        .collect();
+    let total: u64 = counts.values().sum();
+    println!("{commands} commands: {total} calls, {counts:?}");
+    // Some for what is not a command: timers, and the attaching.
+    assert!(total <= CALLS * commands + commands / 8, "{counts:?}");
+}
+
+/// What is not shared with others of a process, in KiB.
+fn private_memory(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let lines = text.lines().filter(|line| line.starts_with("Private_"));
+    let sizes = lines.map(|line| line.split_ascii_whitespace().nth(1).unwrap());
+    sizes.map(|size| size.parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn a_vtpm_costs_a_mebibyte() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    let _other = host.boot(8, &uuid(8));
+    guest.done(&GET_RANDOM);
+    let (worker, io) = (private_memory(host.worker(7)), private_memory(host.io(7)));
+    println!("worker {worker} KiB, I/O process {io} KiB");
+    assert!(
+        worker + io <= MEMORY,
+        "worker {worker} KiB, I/O process {io} KiB"
+    );
+}
+
+/// Findings 3 and 9: what a domain's end costs does not grow with the number of vTPMs.
+#[test]
+fn an_event_costs_what_it_costs_with_one() {
+    let Some(host) = trivial() else { return };
+    let mut cost = Vec::new();
+    for n in [1, 15] {
+        let guests = boot(&host, n);
+        std::thread::sleep(Duration::from_millis(500));
+        let before = host.faults.total();
+        let guest = host.boot(50, &uuid(50));
+        for round in 0..20 {
+            guest.show("4");
+            let shutdown = "/local/domain/50/control/shutdown";
+            host.store
+                .write(shutdown, if round % 2 == 0 { "x" } else { "" });
+        }
+        drop(guest);
+        assert!(host.destroy(50));
+        std::thread::sleep(Duration::from_millis(700));
+        cost.push(host.faults.total() - before);
+        for guest in guests {
+            let domid = guest.domid;
+            drop(guest);
+            assert!(host.destroy(domid));
+        }
+    }
+    println!("calls into Xen's libraries with 1 and with 15 others: {cost:?}");
+    assert!(cost[1] <= cost[0] + cost[0] / 4, "{cost:?}");
+}
+
+/// The manager's start, and its cost for each event, with many live workers.
+fn many(n: u16, start_limit: Duration) {
+    let Some(host) = trivial() else { return };
+    let begin = Instant::now();
+    let mut guests = boot(&host, n);
+    println!("{n} vTPMs connected in {:?}", begin.elapsed());
+    host.end_manager(Signal::Kill);
+    let start = Instant::now();
+    host.start();
+    let knows_all = || {
+        let report = host.cli(&["status", "--json"]).stdout;
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap_or_default();
+        report["vtpms"]
+            .as_array()
+            .is_some_and(|vtpms| vtpms.len() == usize::from(n))
+    };
+    assert!(wait_for(LIMIT, knows_all));
+    let took = start.elapsed();
+    println!("a manager found {n} live workers in {took:?}");
+    for guest in &mut guests {
+        guest.done(&GET_RANDOM);
+    }
+    let mut new = host.boot(50, &uuid(50));
+    new.done(&GET_RANDOM);
+    assert!(took < start_limit, "{took:?}");
+}
+
+#[test]
+fn a_manager_starts_with_live_workers() {
+    many(30, Duration::from_secs(2));
+}
+
+#[test]
+#[ignore = "takes minutes: make test-deep"]
+fn a_manager_starts_with_a_thousand_live_workers() {
+    many(1_000, Duration::from_secs(2));
+}
