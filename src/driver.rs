@@ -1,129 +1,144 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The vTPM frontend on xenbus: it offers the backend a page and an event channel, registers the
-//! TPM once the backend is there, and keeps it registered while backends come and go.
+//! TPM once the backend is connected, and keeps it registered while backends come and go.
 
 use crate::{
-    protocol::stage::{
-        Event,
-        Stage, //
+    protocol::state::{
+        ConnEvent,
+        ConnState, //
     },
-    registration::Tpm,
+    registration,
     vtpm::{
-        debug_files,
+        debugfs_files,
         Vtpm, //
     },
     xen::{
         bus::{
             self,
+            BusLock,
             State, //
         },
-        debugfs::{
-            folder,
-            Folder, //
-        },
-        reboot::Notifier,
+        reboot::RebootNotifier,
     },
 };
 use kernel::{
+    debugfs::Scope,
     device::Core,
     prelude::*,
     sync::Arc,
     time::{
         delay::fsleep,
+        msecs_to_jiffies,
         Delta,
         Instant,
         Monotonic, //
     },
-    workqueue, //
 };
 
-/// How long `probe()` waits for the backend. libxl gives backends 10 s to show up, too.
-const PROBE_WAIT: Delta = Delta::from_millis(10_000);
+/// How long `probe()` waits for the backend to connect. libxl gives backends 10 s, too.
+const CONNECT_TIMEOUT: Delta = Delta::from_millis(10_000);
 
-/// How long `unbind()` waits for the backend to let go of the page.
-const UNBIND_WAIT: Delta = Delta::from_millis(1_000);
+/// How long `probe()` waits in all, for the backend and for the TPM to be registered.
+const PROBE_TIMEOUT: Delta = Delta::from_millis(30_000);
 
-/// How long it waits for a backend to notice that its last frontend has gone.
-const STALE_WAIT: Delta = Delta::from_millis(1_000);
+/// How long `unbind()` waits for the backend to unmap the page.
+const UNBIND_TIMEOUT: Delta = Delta::from_millis(1_000);
 
-/// How often `probe()` and `unbind()` ask for the backend's state meanwhile. Both may run in the
-/// very thread that takes xenstore's watches, so that a watch would not help them.
-const POLL: Delta = Delta::from_millis(10);
+/// How long `probe()` waits for a backend to notice that its last frontend has gone.
+const STALE_TIMEOUT: Delta = Delta::from_millis(1_000);
 
-/// Waits until the backend's state makes `decide` say something, or until `limit` after `start`.
-fn await_backend(
-    dev: &bus::Device<Core<'_>>,
-    start: Instant<Monotonic>,
-    limit: Delta,
-    decide: impl Fn(State) -> Option<bool>,
-) -> bool {
-    loop {
-        if let Some(decision) = decide(dev.backend_state()) {
-            return decision;
-        }
-        if start.elapsed() >= limit {
-            return false;
-        }
-        fsleep(POLL);
-    }
-}
+/// The interval at which `probe()` and `unbind()` read the backend's state. Both may run in the
+/// very thread that handles xenstore's watches, so that a watch would not help them.
+const POLL_INTERVAL: Delta = Delta::from_millis(10);
 
-/// What belongs to one bound device.
+/// The driver data of one bound device. Dropped in this order.
 pub(crate) struct Frontend {
-    tpm: Arc<Tpm>,
+    _notifier: Pin<KBox<RebootNotifier<Vtpm>>>,
+    _debugfs: Option<Pin<KBox<Scope<Arc<Vtpm>>>>>,
     vtpm: Arc<Vtpm>,
-    _notifier: Pin<KBox<Notifier<Vtpm>>>,
-    /// Not essential: without memory for it there is none.
-    _folder: Option<Folder<Arc<Vtpm>>>,
 }
 
-/// Connects to the backend and registers the TPM, if the backend is there in time. What it is too
-/// late for is done by [`backend_changed()`](bus::Driver::backend_changed).
-fn connect(dev: &bus::Device<Core<'_>>, vtpm: &Vtpm, tpm: &Tpm) -> Result {
-    let start = Instant::now();
+impl Frontend {
+    fn new(dev: &bus::Device<Core<'_>>, bus: Arc<BusLock>) -> Result<Self> {
+        let vtpm = Vtpm::new(dev, bus)?;
+        let name: &kernel::device::Device<_> = dev.as_ref();
 
-    // A backend that is connected has not noticed yet that its last frontend has gone. If that one
-    // went without a word, as with a kernel that crashed and started this one, it never will. Nor
-    // does one get out of Closing whose frontend had no memory for its last word.
-    let parted = |state| (!matches!(state, State::Connected | State::Closing)).then_some(true);
-    if !await_backend(dev, start, STALE_WAIT, parted) {
-        dev_warn!(dev, "the backend has an old connection: closing that\n");
-        dev.switch_state(State::Closing);
-        await_backend(dev, start, PROBE_WAIT, |state| {
-            (state != State::Connected).then_some(true)
-        });
-        dev.switch_state(State::Closed);
-    }
-    let waits = await_backend(dev, start, PROBE_WAIT, |state| match state {
-        State::Initialising | State::InitWait | State::Initialised => Some(true),
-        State::Connected | State::Closing => None,
-        State::Closed | State::Unknown => Some(false),
-    });
-    if waits {
-        vtpm.offer(dev, Event::BackendReady)?;
+        Ok(Self {
+            _notifier: KBox::pin_init(RebootNotifier::new(vtpm.clone()), GFP_KERNEL)?,
+            // Without memory for it there is none.
+            _debugfs: KBox::pin_init(
+                Scope::dir(Ok::<_, Error>(vtpm.clone()), name.name(), debugfs_files),
+                GFP_KERNEL,
+            )
+            .ok(),
+            vtpm,
+        })
     }
 
-    let accepted = waits
-        && await_backend(dev, start, PROBE_WAIT, |state| match state {
-            State::Initialising | State::InitWait | State::Initialised => None,
-            State::Connected => Some(true),
-            State::Closing | State::Closed | State::Unknown => Some(false),
-        });
-    if !accepted {
-        dev_warn!(
-            dev,
-            "domain {} has no vTPM for us yet\n",
-            dev.backend_domain()
-        );
-        return Ok(());
+    /// Polls the backend's state until `predicate` decides, or until `timeout` after `start`.
+    fn wait_for_backend(
+        &self,
+        dev: &bus::Device<Core<'_>>,
+        start: Instant<Monotonic>,
+        timeout: Delta,
+        predicate: impl Fn(State) -> Option<bool>,
+    ) -> bool {
+        loop {
+            if let Some(decision) = predicate(dev.backend_state()) {
+                return decision;
+            }
+            if start.elapsed() >= timeout {
+                return false;
+            }
+            fsleep(POLL_INTERVAL);
+        }
     }
 
-    if vtpm.accept(dev) {
-        tpm.prepare(dev);
-        tpm.register();
+    /// Connects to the backend, if it is there in time. Returns whether it is. If not,
+    /// [`backend_changed()`](bus::Driver::backend_changed) completes the setup.
+    fn connect(
+        &self,
+        dev: &bus::Device<Core<'_>>,
+        bus: &BusLock,
+        start: Instant<Monotonic>,
+    ) -> Result<bool> {
+        // The backend may still be connected to a previous frontend, e.g. of a kernel that crashed
+        // before kexec, or stuck in Closing because that frontend could not write Closed. Force it
+        // through Closing and Closed.
+        let disconnected =
+            |state| (!matches!(state, State::Connected | State::Closing)).then_some(true);
+        if !self.wait_for_backend(dev, start, STALE_TIMEOUT, disconnected) {
+            dev_warn!(dev, "the backend has an old connection: closing that\n");
+            bus.lock()?.switch_state(State::Closing);
+            self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| {
+                (state != State::Connected).then_some(true)
+            });
+            bus.lock()?.switch_state(State::Closed);
+        }
+        let backend_ready =
+            self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| match state {
+                State::Initialising | State::InitWait | State::Initialised => Some(true),
+                State::Connected | State::Closing => self.interrupted(),
+                State::Closed | State::Unknown => Some(false),
+            });
+        if backend_ready {
+            self.vtpm.setup_connection(ConnEvent::BackendReady)?;
+        }
+
+        Ok(backend_ready
+            && self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| match state {
+                State::Initialising | State::InitWait | State::Initialised => self.interrupted(),
+                State::Connected => Some(true),
+                State::Closing | State::Closed | State::Unknown => Some(false),
+            })
+            && self.vtpm.backend_connected(dev))
     }
-    Ok(())
+
+    /// A decision not to wait any more when the system is shutting down.
+    fn interrupted(&self) -> Option<bool> {
+        self.vtpm.is_shutting_down().then_some(false)
+    }
 }
 
 /// The driver.
@@ -133,22 +148,34 @@ impl bus::Driver for Tpmfront {
     type Data = Frontend;
 
     const DEVICE_TYPE: &'static CStr = c"vtpm";
-    const FOLDER: &'static CStr = c"xen-tpmfront";
-    // It has been waited for in `probe()`.
-    const ESSENTIAL: bool = false;
+    // `probe()` has waited for it.
+    const NOT_ESSENTIAL: bool = true;
 
-    fn probe(dev: &bus::Device<Core<'_>>) -> impl PinInit<Frontend, Error> {
+    fn probe(dev: &bus::Device<Core<'_>>, bus: Arc<BusLock>) -> impl PinInit<Frontend, Error> {
+        let start = Instant::now();
         let bind = || {
-            let vtpm = Vtpm::new(dev)?;
-            let tpm = Tpm::new(vtpm.clone())?;
+            let this = Frontend::new(dev, bus.clone())?;
 
-            connect(dev, &vtpm, &tpm)?;
-            Ok(Frontend {
-                _notifier: KBox::pin_init(Notifier::new(vtpm.clone()), GFP_KERNEL)?,
-                _folder: folder::<Self, _, _>(dev, vtpm.clone(), debug_files).ok(),
-                tpm,
-                vtpm,
-            })
+            if !this.connect(dev, &bus, start)? {
+                if this.vtpm.connection.state() != ConnState::Unsupported {
+                    dev_warn!(dev, "domain {} has no vTPM for us yet\n", dev.otherend_id());
+                }
+                return Ok(this);
+            }
+
+            registration::start(&this.vtpm);
+            let left = (PROBE_TIMEOUT - start.elapsed()).as_millis().max(0);
+            if !registration::wait(
+                &this.vtpm,
+                msecs_to_jiffies(u32::try_from(left).unwrap_or(0)),
+            ) {
+                dev_warn!(
+                    dev,
+                    "domain {}'s TPM takes long to be ready: not waiting for it\n",
+                    dev.otherend_id()
+                );
+            }
+            Ok(this)
         };
 
         bind()
@@ -156,36 +183,43 @@ impl bus::Driver for Tpmfront {
 
     fn backend_changed(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>, state: State) {
         match state {
-            State::Initialising | State::InitWait => this.vtpm.make_up(dev),
+            State::Initialising | State::InitWait => this.vtpm.backend_ready(dev),
             State::Initialised | State::Connected => {
-                if this.vtpm.accept(dev) {
-                    this.tpm.prepare(dev);
-                    // Where it waits already, it finds the new chip, and the new connection.
-                    let _ = workqueue::system_long().enqueue(this.tpm.clone());
+                if this.vtpm.backend_connected(dev) {
+                    registration::start(&this.vtpm);
                 }
             }
-            State::Closing | State::Closed | State::Unknown => this.vtpm.close(dev),
+            State::Closing | State::Closed => this.vtpm.backend_closed(),
+            // Says nothing about the connection, not even that the backend is gone.
+            State::Unknown => {}
         }
     }
 
-    fn resume(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) -> Result {
-        this.vtpm.offer(dev, Event::Resumed)
+    fn resume(_dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
+        this.vtpm.connect(ConnEvent::Resumed);
     }
 
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
-        // The core has some last words for a TPM 2.0 that it unregisters.
-        this.vtpm.hurry();
-        this.tpm.unregister();
-        let silent = this.vtpm.stage() == Stage::Wedged;
-        this.vtpm.close(dev);
-        if silent {
+        // tpm_chip_unregister() sends TPM2_Shutdown; limit that to one second.
+        this.vtpm.begin_shutdown();
+        this.vtpm.flush_reconnect();
+        registration::unregister(&this.vtpm);
+        if this.vtpm.disconnect() == ConnState::Wedged {
             return;
         }
 
         // With the page unmapped, its grant need not be kept back from reuse.
-        await_backend(dev, Instant::now(), UNBIND_WAIT, |state| match state {
+        this.wait_for_backend(dev, Instant::now(), UNBIND_TIMEOUT, |state| match state {
             State::Connected | State::Closing => None,
             _ => Some(true),
         });
+    }
+}
+
+impl Drop for Frontend {
+    fn drop(&mut self) {
+        // Has been done by `unbind()`, unless `probe()` failed.
+        self.vtpm.flush_reconnect();
+        registration::unregister(&self.vtpm);
     }
 }

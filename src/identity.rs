@@ -1,108 +1,124 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Whether the TPM behind a new connection is the one that is registered. If not, the device must
-//! not pretend that it was.
+//! Whether the TPM behind a new connection is the one that is registered. If it is not, commands
+//! must fail.
 
 use crate::{
-    pace::Pace,
-    protocol::life::{
-        Life,
+    protocol::epoch::{
+        Epoch,
         Version, //
     },
+    ratelimit::RateLimit,
     xen::bus, //
 };
 use kernel::{
     device::Core,
-    new_mutex,
-    prelude::*,
-    sync::Mutex, //
+    prelude::*, //
 };
 
 /// The toolstack's name of a vTPM.
 type Uuid = [u8; 36];
 
-/// What is known of a TPM.
-#[derive(Clone, Copy)]
-struct Known {
-    version: Version,
-    life: Life,
-    uuid: Option<Uuid>,
+/// What a TPM is, compared with the one that is registered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    /// It is the same.
+    Same,
+    /// It is the same, and was reset.
+    Reset,
+    /// It is another one.
+    Other,
 }
 
 /// The TPM that is registered.
-#[pin_data]
-pub(crate) struct Identity {
-    #[pin]
-    known: Mutex<Option<Known>>,
-    /// The uuid of the present connection's.
-    #[pin]
-    uuid: Mutex<Option<Uuid>>,
-    restarted: Pace,
-    refused: Pace,
+#[derive(Clone, Copy)]
+struct RegisteredTpm {
+    version: Version,
+    epoch: Epoch,
+    uuid: Option<Uuid>,
 }
 
-impl Identity {
-    /// None is registered.
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            known <- new_mutex!(None),
-            uuid <- new_mutex!(None),
-            restarted: Pace::new(),
-            refused: Pace::new(),
-        })
+/// What is known about a device's TPM.
+pub(crate) struct TpmIdentity {
+    registered: Option<RegisteredTpm>,
+    /// The uuid of the present connection's.
+    uuid: Option<Uuid>,
+    reset_ratelimit: RateLimit,
+    mismatch_ratelimit: RateLimit,
+}
+
+impl TpmIdentity {
+    /// No TPM is registered.
+    pub(crate) fn new() -> Self {
+        Self {
+            registered: None,
+            uuid: None,
+            reset_ratelimit: RateLimit::new(),
+            mismatch_ratelimit: RateLimit::new(),
+        }
     }
 
     /// There is a new connection. Reads what the toolstack calls its vTPM.
-    pub(crate) fn connected(&self, dev: &bus::Device<Core<'_>>) {
-        let uuid = dev.backend_value(c"uuid");
+    pub(crate) fn connected(&mut self, dev: &bus::Device<Core<'_>>) {
+        let uuid = dev.read_otherend(c"uuid");
 
-        *self.uuid.lock() = uuid.ok().and_then(|uuid| uuid.bytes().try_into().ok());
+        self.uuid = uuid.ok().and_then(|uuid| uuid.bytes().try_into().ok());
     }
 
     /// The version of the TPM that is registered, if one is.
     pub(crate) fn version(&self) -> Option<Version> {
-        self.known.lock().map(|known| known.version)
+        self.registered.map(|tpm| tpm.version)
     }
 
     /// A TPM of this version is registered.
-    pub(crate) fn registered(&self, version: Version) {
-        *self.known.lock() = Some(Known {
+    pub(crate) fn registered(&mut self, version: Version) {
+        self.registered = Some(RegisteredTpm {
             version,
-            life: Life::Untold,
-            uuid: *self.uuid.lock(),
+            epoch: Epoch::Unknown,
+            uuid: self.uuid,
         });
     }
 
-    /// Whether a TPM with this life is the one that is registered. It may have been started anew:
-    /// whoever runs the backend has chosen that, and the guest is told.
-    pub(crate) fn is_same(&self, dev: &bus::Device, life: Life) -> bool {
-        let uuid = *self.uuid.lock();
-        let mut known = self.known.lock();
-        let Some(known) = &mut *known else {
-            return true;
+    /// Whether an epoch is that of the TPM that is registered, or the first one that it has.
+    pub(crate) fn is_expected(&self, epoch: Epoch) -> bool {
+        let expected = self.registered.map(|tpm| tpm.epoch);
+
+        matches!(epoch, Epoch::Known(_))
+            && (expected == Some(epoch) || expected == Some(Epoch::Unknown))
+    }
+
+    /// Compares a TPM in this epoch with the one that is registered, and remembers the epoch. It
+    /// may have been reset: the backend's administrator chose that, and the guest is told.
+    pub(crate) fn check_and_update(&mut self, dev: &bus::Device, epoch: Epoch) -> Comparison {
+        let Some(tpm) = &mut self.registered else {
+            return Comparison::Same;
         };
 
-        let other_uuid = known.uuid.is_some() && uuid.is_some() && known.uuid != uuid;
-        if other_uuid || life == Life::OtherVersion {
-            if self.refused.allows() {
+        let other_uuid = tpm.uuid.is_some() && self.uuid.is_some() && tpm.uuid != self.uuid;
+        if other_uuid || epoch == Epoch::OtherVersion {
+            if self.mismatch_ratelimit.check() {
                 dev_err!(
                     dev,
                     "the backend has another TPM than before: refused. \
-                     Bind the driver anew to use it\n"
+                     Bind the driver again to use it\n"
                 );
             }
-            return false;
+            return Comparison::Other;
         }
-        if let Life::Mark(_) = life {
-            if known.life != life && known.life != Life::Untold && self.restarted.allows() {
-                dev_warn!(
-                    dev,
-                    "the TPM was started anew: its PCRs are reset, \
-                     sessions and loaded keys are gone\n"
-                );
-            }
-            known.life = life;
+        if !matches!(epoch, Epoch::Known(_)) {
+            return Comparison::Same;
         }
-        true
+        let reset = tpm.epoch != epoch && tpm.epoch != Epoch::Unknown;
+        tpm.epoch = epoch;
+        if !reset {
+            return Comparison::Same;
+        }
+        if self.reset_ratelimit.check() {
+            dev_warn!(
+                dev,
+                "the TPM was reset: its PCRs are reset, sessions and loaded keys are gone\n"
+            );
+        }
+        Comparison::Reset
     }
 }

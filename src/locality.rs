@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The `locality` attribute: from which locality the guest's next requests are sent.
-//! `Documentation/ABI/testing/sysfs-driver-xen-tpmfront` tells what it means.
+//! The `locality` attribute: the locality of the guest's next requests.
+//! `Documentation/ABI/testing/sysfs-driver-xen-tpmfront` describes it.
 
 use crate::{
     tpm::attribute::{
@@ -12,11 +12,11 @@ use crate::{
 };
 use kernel::prelude::*;
 
-/// The attribute. The value is the driver's own: the shared page is not asked for it.
+/// The attribute. The value is kept by the driver: it is never read from the shared page.
 pub(crate) struct Locality;
 
 impl Attribute for Locality {
-    type Operations = Vtpm;
+    type Ops = Vtpm;
 
     const NAME: &'static CStr = c"locality";
     const MODE: u16 = 0o644;

@@ -1,47 +1,61 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One vTPM: its connection to the backend, from the offer to the end, and the commands on it.
+//! One vTPM: its connection to the backend, and the commands on it.
 
 use crate::{
-    exchange::{
+    channel::{
         Channel,
-        Control, //
+        CommandControl, //
     },
-    identity::Identity,
+    connection::Connection,
+    counters::Counter,
+    identity::{
+        Comparison,
+        TpmIdentity, //
+    },
     locality::Locality,
-    pace::Pace,
     protocol::{
-        exchange::{
-            Control as _,
-            Failure, //
+        command::{
+            Failure,
+            WaitContext as _, //
+        },
+        epoch::{
+            Epoch,
+            EPOCH_CMD_LEN, //
         },
         layout,
-        life::{
-            Life,
-            Version,
-            QUESTION, //
-        },
-        stage::{
-            Event,
-            Stage, //
+        state::{
+            ConnEvent,
+            ConnState, //
         },
     },
-    standing::Standing,
+    ratelimit::{
+        RateLimit,
+        Throttle, //
+    },
     tpm::{
         attribute::{
             Attribute,
             RawAttribute, //
         },
-        chip::Operations, //
+        chip::{
+            ChipOps,
+            Registrar, //
+        }, //
     },
     xen::{
         bus::{
             self,
+            BusLock,
             State, //
         },
-        reboot::GoingDown,
-        store, //
+        completion::Completion,
+        noio::NoIo,
+        reboot::RebootHandler,
+        store,
+        work, //
     },
+    xen_sys::trace,
 };
 use kernel::{
     debugfs::ScopedDir,
@@ -61,56 +75,148 @@ use kernel::{
         Mutex,
         MutexGuard, //
     },
-    time::Jiffies, //
+    time::{
+        delay::fsleep,
+        msecs_to_jiffies,
+        Delta,
+        Jiffies, //
+    },
+    workqueue::{
+        self,
+        DelayedWork,
+        Work,
+        WorkItem, //
+    },
 };
 
-/// Room for an answer to [`QUESTION`].
-const ANSWER: usize = 64;
+/// Room for a response to [`epoch_command()`](crate::protocol::epoch::Version::epoch_command), and
+/// to the other commands whose response may come in its place.
+const EPOCH_RESPONSE: usize = 64;
 
-/// The last channel that was offered. It is kept until the next one comes, because the backend may
-/// not have let go of its page yet.
-type Link = Option<Channel>;
+/// How often that command is sent until the response counts.
+const EPOCH_TRIES: u32 = 3;
+
+/// How long after a failed attempt to make a connection the next one is made.
+const RETRY_MS: u32 = 1_000;
+
+/// How long a command waits that failed behind many others.
+const THROTTLE: Delta = Delta::from_millis(1_000);
+
+/// The work items of a [`Vtpm`].
+pub(crate) const RECONNECT: u64 = 0;
+pub(crate) const REGISTER: u64 = 1;
+#[cfg(CONFIG_TCG_TPM2_HMAC)]
+pub(crate) const ENABLE: u64 = 2;
+
+/// What a command runs on.
+pub(crate) struct Link {
+    /// The last channel that was offered. It is kept until the next one comes, because the backend
+    /// may not have let go of its page yet.
+    channel: Option<Channel>,
+    /// Whether the state is [`ConnState::Connected`].
+    connected: bool,
+    tpm: TpmIdentity,
+}
 
 /// One vTPM: what the TPM's callbacks and the device's have in common.
 #[pin_data]
 pub(crate) struct Vtpm {
-    dev: ARef<bus::Device>,
-    control: Arc<Control>,
+    pub(crate) dev: ARef<bus::Device>,
+    bus: Arc<BusLock>,
+    pub(crate) registrar: Arc<Registrar<Vtpm>>,
+    control: Arc<CommandControl>,
     /// At most 255.
     locality: Atomic<u32>,
-    /// Held while a command runs; [`Control`] is how to cut that short. The stage, and the device's
-    /// state in xenstore, are changed under it only.
+    /// The domain of the last connection's backend.
+    pub(crate) backend: Atomic<i32>,
+    /// Held while a command runs; [`CommandControl`] is how to cut that short. The connection's
+    /// state, and the device's state in xenstore, are changed under it only.
     #[pin]
     link: Mutex<Link>,
     #[pin]
-    standing: Standing,
+    pub(crate) connection: Connection,
+    /// There is a registration. For those who do not wait for it.
+    pub(crate) registered: Atomic<bool>,
+    /// An attempt to register the TPM has ended.
     #[pin]
-    identity: Identity,
-    again: Pace,
-    lost: Pace,
+    pub(crate) attempted: Completion,
+    throttle: Throttle,
+    setup_ratelimit: RateLimit,
+    connected_ratelimit: RateLimit,
+    closed_ratelimit: RateLimit,
+    timeout_ratelimit: RateLimit,
+    pub(crate) register_ratelimit: RateLimit,
+    #[pin]
+    reconnect: DelayedWork<Vtpm, RECONNECT>,
+    #[pin]
+    register: Work<Vtpm, REGISTER>,
+    #[cfg(CONFIG_TCG_TPM2_HMAC)]
+    #[pin]
+    enable: DelayedWork<Vtpm, ENABLE>,
+}
+
+kernel::impl_has_delayed_work! {
+    impl HasDelayedWork<Self, RECONNECT> for Vtpm { self.reconnect }
+}
+
+kernel::impl_has_work! {
+    impl HasWork<Self, REGISTER> for Vtpm { self.register }
+}
+
+#[cfg(CONFIG_TCG_TPM2_HMAC)]
+kernel::impl_has_delayed_work! {
+    impl HasDelayedWork<Self, ENABLE> for Vtpm { self.enable }
+}
+
+/// The delayed connection.
+impl WorkItem<RECONNECT> for Vtpm {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        if this.connection.take_delayed() {
+            this.connect(ConnEvent::BackendReady);
+        }
+    }
 }
 
 impl Vtpm {
-    pub(crate) fn new(dev: &bus::Device<Bound>) -> Result<Arc<Self>> {
+    pub(crate) fn new(dev: &bus::Device<Bound>, bus: Arc<BusLock>) -> Result<Arc<Self>> {
+        let registrar = Registrar::new(dev.as_ref())?;
         let dev = dev.into();
-        let control = Arc::pin_init(Control::new(), GFP_KERNEL)?;
+        let control = Arc::pin_init(CommandControl::new(), GFP_KERNEL)?;
 
         Arc::pin_init(
             pin_init!(Self {
                 dev,
+                bus,
+                registrar,
                 control,
                 locality: Atomic::new(0),
-                link <- new_mutex!(None),
-                standing <- Standing::new(),
-                identity <- Identity::new(),
-                again: Pace::new(),
-                lost: Pace::new(),
+                backend: Atomic::new(0),
+                link <- new_mutex!(Link {
+                    channel: None,
+                    connected: false,
+                    tpm: TpmIdentity::new(),
+                }),
+                connection <- Connection::new(),
+                registered: Atomic::new(false),
+                attempted <- Completion::new(),
+                throttle: Throttle::new(),
+                setup_ratelimit: RateLimit::new(),
+                connected_ratelimit: RateLimit::new(),
+                closed_ratelimit: RateLimit::new(),
+                timeout_ratelimit: RateLimit::new(),
+                register_ratelimit: RateLimit::new(),
+                reconnect <- kernel::new_delayed_work!("Vtpm::reconnect"),
+                register <- kernel::new_work!("Vtpm::register"),
+                #[cfg(CONFIG_TCG_TPM2_HMAC)]
+                enable <- kernel::new_delayed_work!("Vtpm::enable"),
             }),
             GFP_KERNEL,
         )
     }
 
-    /// The locality that requests are sent from.
+    /// The locality of the requests.
     pub(crate) fn locality(&self) -> u8 {
         // CAST: Only ever set from a `u8`.
         self.locality.load(Relaxed) as u8
@@ -121,218 +227,323 @@ impl Vtpm {
         self.locality.store(locality.into(), Relaxed);
     }
 
-    /// The device.
-    pub(crate) fn device(&self) -> &bus::Device {
-        &self.dev
+    /// The device or the system is shutting down: do not wait for the backend any more; commands
+    /// time out after one second.
+    pub(crate) fn begin_shutdown(&self) {
+        self.control.begin_shutdown();
+        self.connection.begin_shutdown();
+        self.attempted.complete();
     }
 
-    /// Ends a running command, and all to come until the next connection.
-    pub(crate) fn interrupt(&self) {
-        self.control.hang_up();
+    /// Whether the device or the system is shutting down.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.control.is_shutting_down()
     }
 
-    /// Where the connection stands. Without the link it may have changed by now.
-    pub(crate) fn stage(&self) -> Stage {
-        self.standing.stage()
+    /// Ends a running command, and fails all others until the next connection.
+    pub(crate) fn abort_commands(&self) {
+        self.control.abort();
     }
 
-    /// Moves the connection on, if the event is one for its stage.
-    fn advance(&self, _link: &mut Link, event: Event) -> bool {
-        self.standing.advance(event)
-    }
-
-    /// The device or the system is going down: nothing is waited for any more, but last words for a
-    /// second.
-    pub(crate) fn hurry(&self) {
-        self.control.hurry();
-        self.standing.hurry();
-    }
-
-    /// Cuts a running command short, keeps others from starting, and gives access to the link.
-    fn hang_up(&self) -> MutexGuard<'_, Link> {
-        self.control.hang_up();
+    /// Ends a running command, fails all others until the next connection, and gives access to what
+    /// they run on.
+    fn lock_aborted(&self) -> MutexGuard<'_, Link> {
+        self.control.abort();
         self.link.lock()
     }
 
-    /// Offers the backend a fresh channel, in place of the one that there was, if `event` asks for
-    /// one.
-    pub(crate) fn offer(&self, dev: &bus::Device<Bound>, event: Event) -> Result {
-        if self.stage().after(event).is_none() {
+    /// Changes the connection's state as the event demands.
+    fn advance(&self, link: &mut Link, event: ConnEvent) {
+        if let Some(state) = self.connection.advance(event) {
+            link.connected = state == ConnState::Connected;
+            trace::connection((*self.dev).as_ref(), state);
+        }
+    }
+
+    /// Publishes a page and an event channel for the backend, in place of those that there were, if
+    /// `event` demands it.
+    pub(crate) fn setup_connection(&self, event: ConnEvent) -> Result {
+        // This may run before the disk is resumed that memory could be swapped to.
+        let _noio = NoIo::enter();
+
+        if self.connection.state().next(event).is_none() {
             return Ok(());
         }
-        let mut link = self.hang_up();
+        let mut link = self.lock_aborted();
+        if self.connection.state().next(event).is_none() {
+            return Ok(());
+        }
+        let mut bus = self.bus.lock()?;
 
         // The old channel goes before the new one comes.
-        self.advance(&mut link, Event::BackendClosed);
-        *link = None;
-        let channel = Channel::new(dev, self.control.clone())?;
+        self.advance(&mut link, ConnEvent::BackendClosed);
+        link.channel = None;
+        let channel = Channel::new(&mut bus, self.control.clone())?;
 
-        // The state goes out together with the rest. Otherwise xenbus could be woken by the rest,
+        // The state is written together with the rest. Otherwise xenbus could be woken by the rest,
         // find the old state, and by then compare it with a newer one: it would take the device
-        // for a new one and throw this one away.
-        store::transact(dev.folder(), |transaction| {
-            transaction.write(c"ring-ref", fmt!("{}", channel.grant()))?;
-            transaction.write(c"event-channel", fmt!("{}", channel.port()))?;
-            transaction.write(c"feature-protocol-v2", fmt!("{}", layout::FEATURE_VALUE))?;
-            transaction.write(c"state", fmt!("{}", State::Initialised.as_raw()))
+        // for a new one and remove this one.
+        store::transact(bus.nodename(), |transaction| {
+            transaction.write(c"ring-ref", channel.grant())?;
+            transaction.write(c"event-channel", channel.port())?;
+            transaction.write(c"feature-protocol-v2", layout::FEATURE)?;
+            transaction.write(c"state", State::Initialised.as_raw())
         })?;
         // Now for xenbus's own copy of the state.
-        dev.switch_state(State::Initialised);
+        bus.switch_state(State::Initialised);
 
-        *link = Some(channel);
+        link.channel = Some(channel);
         self.advance(&mut link, event);
         Ok(())
     }
 
-    /// The backend took the channel that it was offered. Returns whether that is news, and which
-    /// TPM it is can be found out: to [`compare`](Self::compare) it, or to register it.
-    pub(crate) fn accept(&self, dev: &bus::Device<Core<'_>>) -> bool {
-        // At any other stage a command may be running, which nobody here waits for.
-        if self.stage().after(Event::BackendConnected).is_none() {
+    /// As [`setup_connection`](Self::setup_connection), and tries again after a failure.
+    pub(crate) fn connect(self: &Arc<Self>, event: ConnEvent) {
+        if let Err(e) = self.setup_connection(event) {
+            if self.setup_ratelimit.check() {
+                dev_err!(
+                    self.dev,
+                    "no connection to the backend ({:?}): trying again\n",
+                    e
+                );
+            }
+            self.connect_later(RETRY_MS);
+        }
+    }
+
+    /// Makes a connection after a delay, unless the backend closes meanwhile.
+    fn connect_later(self: &Arc<Self>, ms: u32) {
+        self.connection.set_delayed();
+        // A freezable one does not run while the device is restored. If it is enqueued already it
+        // runs earlier.
+        let _ = workqueue::system_freezable()
+            .enqueue_delayed::<_, RECONNECT>(self.clone(), msecs_to_jiffies(ms));
+    }
+
+    /// The backend waits for the frontend's details. The more connections in a row were of no use,
+    /// the longer it has to.
+    pub(crate) fn backend_ready(self: &Arc<Self>, dev: &bus::Device<Core<'_>>) {
+        if self
+            .connection
+            .state()
+            .next(ConnEvent::BackendReady)
+            .is_none()
+        {
+            return;
+        }
+        // The toolstack is removing the device.
+        if dev
+            .read_otherend(c"online")
+            .is_ok_and(|online| online.bytes() == b"0")
+        {
+            self.backend_closed();
+            return;
+        }
+        match self.connection.backoff_ms() {
+            0 => self.connect(ConnEvent::BackendReady),
+            ms => self.connect_later(ms),
+        }
+    }
+
+    /// The backend is connected. Returns true if the connection is new, in which case the TPM must
+    /// be verified or registered.
+    pub(crate) fn backend_connected(&self, dev: &bus::Device<Core<'_>>) -> bool {
+        // In any other state a command may be running, which nobody here waits for.
+        if self
+            .connection
+            .state()
+            .next(ConnEvent::BackendConnected)
+            .is_none()
+        {
             return false;
         }
         let mut link = self.link.lock();
-
-        if !speaks_protocol(dev) {
-            dev.report(
-                EINVAL,
-                c"backend's feature-protocol-v2 is not 1: too old for us",
-            );
-            dev.switch_state(State::Closing);
-            self.advance(&mut link, Event::OtherProtocol);
+        let Ok(mut bus) = self.bus.lock() else {
             return false;
+        };
+
+        match supports_protocol(dev) {
+            Ok(true) => {}
+            Ok(false) => {
+                dev.dev_error(
+                    EINVAL,
+                    c"backend's feature-protocol-v2 is not 1: too old for us",
+                );
+                bus.switch_state(State::Closing);
+                self.advance(&mut link, ConnEvent::OtherProtocol);
+                return false;
+            }
+            // Not what the backend says. It is asked to begin again.
+            Err(e) => {
+                dev.dev_error(e, c"reading feature-protocol-v2");
+                bus.switch_state(State::Closing);
+                self.advance(&mut link, ConnEvent::BackendClosed);
+                return false;
+            }
         }
 
-        dev.switch_state(State::Connected);
-        self.control.connected();
-        if self.control.counters().connected() && self.again.allows() {
-            dev_info!(dev, "connected again, to domain {}\n", dev.backend_domain());
+        bus.switch_state(State::Connected);
+        self.control.clear_abort();
+        self.backend.store(dev.otherend_id(), Relaxed);
+        self.control.counters().add(Counter::Connections, 1);
+        if self.registered.load(Relaxed) && self.connected_ratelimit.check() {
+            dev_info!(dev, "connected again, to domain {}\n", dev.otherend_id());
         }
-        self.identity.connected(dev);
-        self.advance(&mut link, Event::BackendConnected);
-        if self.identity.version().is_none() {
-            self.advance(&mut link, Event::SameTpm);
+        link.tpm.connected(dev);
+        self.advance(&mut link, ConnEvent::BackendConnected);
+        if link.tpm.version().is_none() {
+            self.advance(&mut link, ConnEvent::SameTpm);
         }
         true
     }
 
     /// A TPM of this version is registered, and every later one has to be the same.
-    pub(crate) fn registered(&self, version: Version) {
-        self.identity.registered(version);
-        self.compare();
+    pub(crate) fn set_registered(&self, version: crate::protocol::epoch::Version) {
+        self.link.lock().tpm.registered(version);
+        self.registered.store(true, Relaxed);
+        self.verify();
     }
 
-    /// Finds out whether the TPM is the one that is registered, before anybody else has a command
-    /// carried out. Its answer may take long.
-    pub(crate) fn compare(&self) {
+    /// Verifies that the TPM is the one that is registered, before others' commands run. Its
+    /// response may take long.
+    pub(crate) fn verify(&self) -> Option<Comparison> {
         let mut link = self.link.lock();
-        let (Stage::Asked | Stage::Up, Some(version)) = (self.stage(), self.identity.version())
-        else {
-            return;
-        };
-        let mut packet = [0; ANSWER];
+        if !matches!(
+            self.connection.state(),
+            ConnState::Verifying | ConnState::Connected
+        ) {
+            return None;
+        }
 
-        packet[..QUESTION].copy_from_slice(&version.question());
-        let life = match self.carry_out(&mut link, &mut packet, QUESTION, 0) {
-            Ok(length) => version.life(packet.get(..length).unwrap_or_default()),
-            // Whoever hung up sees to the rest.
-            Err(Failure::NoBackend) => return,
-            Err(_) if self.stage() == Stage::Wedged => return,
-            // Others will be told by their own commands that it does not work.
-            Err(_) => Life::Untold,
-        };
-        let event = if self.identity.is_same(&self.dev, life) {
-            Event::SameTpm
+        let epoch = self.read_epoch(&mut link)?;
+        let comparison = link.tpm.check_and_update(&self.dev, epoch);
+        let event = if comparison == Comparison::Other {
+            ConnEvent::OtherTpm
         } else {
-            Event::OtherTpm
+            ConnEvent::SameTpm
         };
         self.advance(&mut link, event);
+        Some(comparison)
     }
 
-    /// The backend is here and waits for an offer.
-    pub(crate) fn make_up(&self, dev: &bus::Device<Bound>) {
-        if let Err(e) = self.offer(dev, Event::BackendReady) {
-            dev.report(e, c"offering the backend a page and an event channel");
+    /// Asks the TPM for its epoch. A response that is not the expected one counts only if the next
+    /// one is the same: the first may be the response to a command of an earlier connection.
+    /// `None` if there is no TPM to compare with, or if the connection ended.
+    fn read_epoch(&self, link: &mut Link) -> Option<Epoch> {
+        let version = link.tpm.version()?;
+        let mut last = None;
+
+        for _ in 0..EPOCH_TRIES {
+            let mut packet = [0; EPOCH_RESPONSE];
+
+            packet[..EPOCH_CMD_LEN].copy_from_slice(&version.epoch_command());
+            let epoch = match self.transmit_locked(link, &mut packet, EPOCH_CMD_LEN, 0, 0) {
+                Ok(length) => version.parse_epoch(packet.get(..length).unwrap_or_default()),
+                // The caller that aborted the command handles the connection.
+                Err(Failure::NoBackend) => return None,
+                Err(_) if self.connection.state() == ConnState::Wedged => return None,
+                Err(_) => Epoch::Unknown,
+            };
+            if link.tpm.is_expected(epoch) || last == Some(epoch) {
+                return Some(epoch);
+            }
+            last = Some(epoch);
         }
+        // Commands will tell.
+        Some(Epoch::Unknown)
     }
 
-    /// The backend let go of a page neither for an answer nor for a cancelled command: asks it for
-    /// the end of the connection. When it is ready for another one it gets a fresh page.
-    fn reconnect(&self, link: &mut Link) {
-        if self.lost.allows() {
+    /// The backend neither responded to a command nor to its cancel: asks it to close. When it is
+    /// ready again the connection gets another page.
+    fn start_reconnect(&self, link: &mut Link) {
+        if self.timeout_ratelimit.check() {
             dev_warn!(
                 self.dev,
-                "the backend does not answer, not even to a cancel: reconnecting\n"
+                "the backend does not respond, not even to a cancel: reconnecting\n"
             );
         }
-        self.dev.switch_state(State::Closing);
-        self.control.counters().wedged();
-        self.advance(link, Event::BackendSilent);
-    }
-
-    /// The backend is going away, or wants us to.
-    pub(crate) fn close(&self, dev: &bus::Device<Bound>) {
-        let mut link = self.hang_up();
-
-        self.advance(&mut link, Event::BackendClosed);
-        dev.closed();
-    }
-
-    /// Carries out a command when there is a connection.
-    fn exchange(
-        &self,
-        packet: &mut [u8],
-        length: usize,
-        duration: Jiffies,
-    ) -> Result<usize, Failure> {
-        self.standing.await_offer()?;
-        // A backend that does not tell which TPM it has is not waited for by those who could not be
-        // killed meanwhile.
-        if let Some(failure) = self.stage().failure() {
-            return Err(failure);
+        if let Ok(mut bus) = self.bus.lock() {
+            bus.switch_state(State::Closing);
         }
-
-        let mut link = self.link.lock();
-        if let Some(failure) = self.stage().failure() {
-            return Err(failure);
-        }
-        self.carry_out(&mut link, packet, length, duration)
+        self.control.counters().add(Counter::Wedges, 1);
+        self.advance(link, ConnEvent::BackendTimeout);
     }
 
-    /// Carries out a command on the channel that there is, and gives that up if it is wedged by it.
-    fn carry_out(
+    /// The backend is closing, or asks the frontend to.
+    pub(crate) fn backend_closed(&self) {
+        let state = self.disconnect();
+
+        if matches!(state, ConnState::Verifying | ConnState::Connected)
+            && self.closed_ratelimit.check()
+        {
+            dev_info!(
+                self.dev,
+                "the backend in domain {} closed the connection\n",
+                self.backend.load(Relaxed)
+            );
+        }
+    }
+
+    /// Closes the connection. Returns what its state was.
+    pub(crate) fn disconnect(&self) -> ConnState {
+        let mut link = self.lock_aborted();
+        let state = self.connection.state();
+
+        self.advance(&mut link, ConnEvent::BackendClosed);
+        if let Ok(mut bus) = self.bus.lock() {
+            bus.switch_state(State::Closed);
+        }
+        state
+    }
+
+    /// Waits until no work item of the connection runs, nor will. xenbus calls nobody any more who
+    /// could enqueue one.
+    pub(crate) fn flush_reconnect(self: &Arc<Self>) {
+        self.connection.take_delayed();
+        work::flush_delayed::<_, RECONNECT>(self);
+    }
+
+    /// Carries out a command on the channel that there is, and replaces that if it is wedged by it.
+    #[inline]
+    fn transmit_locked(
         &self,
         link: &mut Link,
         packet: &mut [u8],
         length: usize,
+        locality: u8,
         duration: Jiffies,
     ) -> Result<usize, Failure> {
-        let channel = link.as_mut().ok_or(Failure::NoBackend)?;
+        let channel = link.channel.as_mut().ok_or(Failure::NoBackend)?;
 
-        let result = channel.exchange(packet, length, self.locality(), duration);
-        // Whoever hung up sees to the rest.
+        let result = channel.transmit(packet, length, locality, duration);
+        // The caller that aborted a command handles the connection.
         if channel.is_wedged() && result != Err(Failure::NoBackend) {
-            self.reconnect(link);
+            self.start_reconnect(link);
         }
         result
     }
 }
 
-/// Whether the backend says that it speaks the protocol of this driver.
-fn speaks_protocol(dev: &bus::Device<Core<'_>>) -> bool {
-    dev.backend_value(c"feature-protocol-v2")
-        .is_ok_and(|value| layout::speaks_protocol(value.bytes()))
+/// Whether the backend supports the protocol of this driver. A node that is not there says that it
+/// does not; one that cannot be read says nothing.
+fn supports_protocol(dev: &bus::Device<Core<'_>>) -> Result<bool> {
+    match dev.read_otherend(c"feature-protocol-v2") {
+        Ok(value) => Ok(layout::speaks_protocol(value.bytes())),
+        Err(ENOENT) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
-/// The `cancel` attribute, in the place of the core's: that one waits for the running command to
-/// end before it cancels, and a TPM 2.0 has none.
+/// The `cancel` attribute, in place of the core's: that one waits for the running command to
+/// complete before it cancels, and a TPM 2.0 has none.
 struct Cancel;
 
 impl Attribute for Cancel {
-    type Operations = Vtpm;
+    type Ops = Vtpm;
 
     const NAME: &'static CStr = c"cancel";
     const MODE: u16 = 0o200;
+    const REPLACES: bool = true;
 
     fn store(vtpm: &Vtpm, _text: &CStr) -> Result {
         vtpm.cancel();
@@ -340,40 +551,71 @@ impl Attribute for Cancel {
     }
 }
 
-impl Operations for Vtpm {
+impl ChipOps for Vtpm {
     const ATTRIBUTES: &'static [RawAttribute<Self>] = &[
         RawAttribute::new::<Locality>(),
         RawAttribute::new::<Cancel>(),
     ];
 
-    fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize> {
-        let counters = self.control.counters();
-        let start = counters.begin();
-        let result = self.exchange(packet, length, duration);
+    fn send(
+        self: &Arc<Self>,
+        packet: &mut [u8],
+        length: usize,
+        duration: Jiffies,
+    ) -> Result<usize> {
+        let traced = trace::Command::begin(packet);
+        let locality = self.locality();
+        let result = self.connection.wait_connected().and_then(|()| {
+            let mut link = self.link.lock();
 
-        counters.command(length, start, &result);
-        Ok(result?)
+            // The connection may be another one by now, whose TPM is not verified.
+            if !link.connected {
+                return Err(Failure::NoBackend);
+            }
+            self.transmit_locked(&mut link, packet, length, locality, duration)
+        });
+
+        self.control.counters().command(length, &result);
+        let result = result.map_err(Error::from);
+        if let Some(traced) = traced {
+            traced.end((*self.dev).as_ref(), locality, length, &result);
+        }
+        if let Err(e) = result {
+            self.failed(e);
+        }
+        result
     }
 
     fn cancel(&self) {
         self.control.cancel();
-        self.standing.cancel();
+        self.connection.cancel();
     }
 }
 
-impl GoingDown for Vtpm {
-    fn going_down(&self) {
-        self.hurry();
+impl Vtpm {
+    /// A command failed.
+    #[cold]
+    fn failed(self: &Arc<Self>, error: Error) {
+        #[cfg(CONFIG_TCG_TPM2_HMAC)]
+        self.check_enabled();
+        // The TPM core logs each error but EPIPE, which neither a backend nor a user must be able
+        // to fill the log with.
+        if error != EPIPE && self.throttle.failed() && !self.is_shutting_down() {
+            fsleep(THROTTLE);
+        }
     }
 }
 
-/// The files in debugfs.
-pub(crate) fn debug_files<'data>(vtpm: &'data Arc<Vtpm>, folder: &ScopedDir<'data, '_>) {
-    folder.read_callback_file(c"state", vtpm, &|vtpm, f| vtpm.standing.show(f));
-    folder.read_callback_file(c"counters", vtpm, &|vtpm, f| {
+impl RebootHandler for Vtpm {
+    fn reboot(&self) {
+        self.begin_shutdown();
+    }
+}
+
+/// Fills the device's directory in debugfs.
+pub(crate) fn debugfs_files<'data>(vtpm: &'data Arc<Vtpm>, dir: &ScopedDir<'data, '_>) {
+    dir.read_callback_file(c"state", vtpm, &|vtpm, f| vtpm.connection.show(f));
+    dir.read_callback_file(c"counters", vtpm, &|vtpm, f| {
         vtpm.control.counters().show(f)
-    });
-    folder.read_callback_file(c"latency", vtpm, &|vtpm, f| {
-        vtpm.control.counters().show_latency(f)
     });
 }

@@ -5,26 +5,27 @@
 //! `Documentation/xen-tpmfront.rst` has the whole picture.
 
 #[deny(unsafe_code)]
+mod channel;
+#[deny(unsafe_code)]
+mod connection;
+#[deny(unsafe_code)]
 mod counters;
 #[deny(unsafe_code)]
 mod driver;
 #[deny(unsafe_code)]
-mod exchange;
-#[deny(unsafe_code)]
 mod identity;
 #[deny(unsafe_code)]
 mod locality;
-#[deny(unsafe_code)]
-mod pace;
 // For the backend and the host tests the same files are a crate of their own (Cargo.toml), so not
 // all that they offer is used here.
+#[allow(dead_code, unreachable_pub, unused_imports)]
 #[deny(unsafe_code)]
 #[path = "protocol/mod.rs"]
-pub mod protocol;
+mod protocol;
+#[deny(unsafe_code)]
+mod ratelimit;
 #[deny(unsafe_code)]
 mod registration;
-#[deny(unsafe_code)]
-mod standing;
 mod tpm;
 #[deny(unsafe_code)]
 mod vtpm;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Property tests of both ends of the wire: against a page that holds anything, against one that
+//! Property tests of both sides of the protocol: against a page that holds anything, against one that
 //! changes between any two accesses, and against each other.
 
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use xen_tpm_protocol::backend::{Vacant, Wish};
-use xen_tpm_protocol::frontend::{End, Ready, Running};
+use xen_tpm_protocol::frontend::{Completed, Idle, Submitted};
 use xen_tpm_protocol::layout::{MAX_PACKET, PAGE_SIZE, STATE};
-use xen_tpm_protocol::packet::{BadAnswer, Request, HEADER_SIZE};
+use xen_tpm_protocol::packet::{BadResponse, Request, HEADER_SIZE};
 use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
 
 /// A page in private memory that counts how often each field is read, and that a hostile peer can
@@ -131,14 +131,14 @@ fn packet(length: usize, fill: u8) -> Vec<u8> {
     packet
 }
 
-fn submit(page: &TestPage, length: usize) -> Running {
+fn submit(page: &TestPage, length: usize) -> Submitted {
     let packet = packet(length, 0x5a);
-    Ready::fresh()
+    Idle::new()
         .submit(page, &Request::new(&packet).unwrap(), 3)
         .unwrap_or_else(|_| panic!("{length} bytes fit"))
 }
 
-/// Answers as a backend would, without asking what the request was.
+/// Responds as a backend would, without asking what the request was.
 fn finish(page: &TestPage, length: u32, payload: &[u8]) {
     page.write(8, payload).unwrap();
     page.set_length(length);
@@ -155,7 +155,7 @@ proptest! {
         let page = TestPage::new(vec![junk; PAGE_SIZE]);
         let packet = packet(length, 0x77);
 
-        Ready::fresh().submit(&page, &Request::new(&packet).unwrap(), locality).unwrap();
+        Idle::new().submit(&page, &Request::new(&packet).unwrap(), locality).unwrap();
         let bytes = page.bytes.borrow();
         prop_assert_eq!(&bytes[8..8 + length], &packet[..]);
         prop_assert_eq!(&bytes[..4], &u32::try_from(length).unwrap().to_le_bytes()[..]);
@@ -163,37 +163,37 @@ proptest! {
     }
 
     #[test]
-    fn only_a_credible_answer_is_taken(
+    fn only_a_valid_response_is_taken(
         length in prop_oneof![0u32..=20, 4080u32..=4100, any::<u32>()],
         claimed in prop_oneof![0u32..=20, 4080u32..=4100, any::<u32>()],
         same: bool,
         room in prop_oneof![Just(4096usize), 0usize..=4096],
     ) {
         let page = TestPage::zeroed();
-        let running = submit(&page, 10);
+        let submitted = submit(&page, 10);
         let mut payload = packet(MAX_PACKET, 0xa5);
         let claimed = if same { length } else { claimed };
         payload[2..6].copy_from_slice(&claimed.to_be_bytes());
         finish(&page, length, &payload);
 
-        let Ok(End::Finished(finished)) = running.look(&page) else {
+        let Ok(Completed::Finished(finished)) = submitted.poll(&page) else {
             return Err(TestCaseError::fail("FINISH was not seen"));
         };
         let mut into = vec![0xee; room];
-        let (_ready, result) = finished.answer(&page, &mut into);
+        let (_idle, result) = finished.response(&page, &mut into);
 
         let n = length as usize;
-        let credible = (HEADER_SIZE..=MAX_PACKET).contains(&n) && n <= room && claimed == length;
+        let valid = (HEADER_SIZE..=MAX_PACKET).contains(&n) && n <= room && claimed == length;
         match result {
             Ok(taken) => {
-                prop_assert!(credible);
+                prop_assert!(valid);
                 prop_assert_eq!(taken, n);
                 prop_assert_eq!(&into[..n], &payload[..n]);
             }
             Err(bad) => {
-                prop_assert!(!credible, "{:?}", bad);
-                prop_assert!(into.iter().all(|byte| *byte == 0), "half an answer was left");
-                if let BadAnswer::Header { page, packet } = bad {
+                prop_assert!(!valid, "{:?}", bad);
+                prop_assert!(into.iter().all(|byte| *byte == 0), "half a response was left");
+                if let BadResponse::Header { page, packet } = bad {
                     prop_assert_eq!((page, packet), (length, claimed));
                 }
             }
@@ -202,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn a_page_that_changes_all_the_time_is_read_once_and_judged(
+    fn a_page_that_changes_all_the_time_is_read_once_and_checked(
         mut meddling in prop::collection::vec(
             (prop_oneof![Just(STATE), 0usize..24, 0..PAGE_SIZE], prop_oneof![0u8..4, any::<u8>()]),
             0..40),
@@ -211,17 +211,17 @@ proptest! {
         let page = TestPage::zeroed();
         meddling.reverse();
         *page.meddling.borrow_mut() = meddling;
-        let mut running = submit(&page, 100);
+        let mut submitted = submit(&page, 100);
 
         for turn in 0..8 {
             let reads = page.state_reads.get();
             let seen = if turn < cancel_at {
-                running.look(&page)
+                submitted.poll(&page)
             } else {
-                match running.cancel(&page).look(&page) {
+                match submitted.cancel(&page).poll(&page) {
                     Ok(end) => Ok(end),
                     Err(cancelling) => {
-                        cancelling.abandon_page(&page);
+                        cancelling.give_up_page(&page);
                         return Ok(());
                     }
                 }
@@ -229,9 +229,9 @@ proptest! {
             prop_assert!(page.state_reads.get() <= reads + 1);
 
             match seen {
-                Ok(End::Finished(finished)) => {
+                Ok(Completed::Finished(finished)) => {
                     let mut into = vec![0; 4096];
-                    let (_ready, result) = finished.answer(&page, &mut into);
+                    let (_idle, result) = finished.response(&page, &mut into);
 
                     prop_assert!(page.length_reads.get() <= 1);
                     prop_assert!(page.payload_reads.get() <= 1);
@@ -241,8 +241,8 @@ proptest! {
                     }
                     return Ok(());
                 }
-                Ok(End::Abandoned(_ready)) => return Ok(()),
-                Err(still) => running = still,
+                Ok(Completed::Abandoned(_idle)) => return Ok(()),
+                Err(still) => submitted = still,
             }
         }
     }
@@ -250,12 +250,12 @@ proptest! {
     #[test]
     fn only_idle_and_finish_end_a_command(state: u8) {
         let page = TestPage::zeroed();
-        let running = submit(&page, 10);
+        let submitted = submit(&page, 10);
 
         page.set_state(state);
-        match running.look(&page) {
-            Ok(End::Abandoned(_)) => prop_assert_eq!(state, 0),
-            Ok(End::Finished(_)) => prop_assert_eq!(state, 2),
+        match submitted.poll(&page) {
+            Ok(Completed::Abandoned(_)) => prop_assert_eq!(state, 0),
+            Ok(Completed::Finished(_)) => prop_assert_eq!(state, 2),
             Err(_) => prop_assert!(state != 0 && state != 2),
         }
     }
@@ -277,18 +277,18 @@ proptest! {
         page.set_byte(Byte::NrExtraPages, extra_pages);
         page.set_state(State::Submit as u8);
 
-        let Wish::Submitted(submitted) = Vacant::mapped().look(&page) else {
+        let Wish::Submitted(request_there) = Vacant::mapped().look(&page) else {
             return Err(TestCaseError::fail("SUBMIT was not seen"));
         };
         let mut into = vec![0; MAX_PACKET];
         let fits = (HEADER_SIZE..=PAGE_SIZE - start).contains(&(length as usize));
-        match submitted.take(&page, &mut into) {
+        match request_there.take(&page, &mut into) {
             Ok((working, taken)) => {
                 prop_assert!(fits && claimed == length);
                 prop_assert_eq!((taken.length, taken.locality), (length as usize, locality));
 
-                let answer = packet(MAX_PACKET, 1);
-                let (_vacant, written) = working.finish(&page, &answer);
+                let response = packet(MAX_PACKET, 1);
+                let (_vacant, written) = working.finish(&page, &response);
                 prop_assert_eq!(written.is_ok(), extra_pages == 0);
                 let state = if written.is_ok() { State::Finish } else { State::Idle };
                 prop_assert_eq!(page.state(), state as u8);
@@ -306,63 +306,63 @@ proptest! {
         steps in prop::collection::vec((HEADER_SIZE..=MAX_PACKET, any::<u8>(), 0u8..4), 1..30),
     ) {
         let page = TestPage::zeroed();
-        let (mut ready, mut vacant) = (Ready::fresh(), Vacant::mapped());
+        let (mut idle, mut vacant) = (Idle::new(), Vacant::mapped());
 
         for (length, fill, way) in steps {
             let request = packet(length, fill);
-            let running = ready.submit(&page, &Request::new(&request).unwrap(), fill % 5).unwrap();
-            let Wish::Submitted(submitted) = vacant.look(&page) else {
+            let submitted = idle.submit(&page, &Request::new(&request).unwrap(), fill % 5).unwrap();
+            let Wish::Submitted(request_there) = vacant.look(&page) else {
                 return Err(TestCaseError::fail("SUBMIT was not seen"));
             };
             let mut taken = vec![0; MAX_PACKET];
-            let (working, particulars) = submitted.take(&page, &mut taken).unwrap();
+            let (working, particulars) = request_there.take(&page, &mut taken).unwrap();
             prop_assert_eq!(&taken[..particulars.length], &request[..]);
             prop_assert_eq!(particulars.locality, fill % 5);
 
-            let answer = packet(length, !fill);
+            let response = packet(length, !fill);
             let mut into = vec![0; 4096];
-            ready = match way {
-                // Answered, and answered although it was cancelled.
+            idle = match way {
+                // Completed, and completed although it was cancelled.
                 0 | 1 => {
                     let end = if way == 0 {
-                        vacant = working.finish(&page, &answer).0;
-                        running.look(&page).unwrap()
+                        vacant = working.finish(&page, &response).0;
+                        submitted.poll(&page).unwrap()
                     } else {
-                        let cancelling = running.cancel(&page);
+                        let cancelling = submitted.cancel(&page);
                         prop_assert!(working.is_cancelled(&page));
-                        vacant = working.finish(&page, &answer).0;
-                        cancelling.look(&page).unwrap()
+                        vacant = working.finish(&page, &response).0;
+                        cancelling.poll(&page).unwrap()
                     };
-                    let End::Finished(finished) = end else {
+                    let Completed::Finished(finished) = end else {
                         return Err(TestCaseError::fail("FINISH was not seen"));
                     };
-                    let (ready, result) = finished.answer(&page, &mut into);
+                    let (idle, result) = finished.response(&page, &mut into);
                     prop_assert_eq!(result, Ok(length));
-                    prop_assert_eq!(&into[..length], &answer[..]);
-                    ready
+                    prop_assert_eq!(&into[..length], &response[..]);
+                    idle
                 }
                 // Abandoned on demand.
                 2 => {
-                    let cancelling = running.cancel(&page);
+                    let cancelling = submitted.cancel(&page);
                     vacant = working.abandon(&page);
-                    let End::Abandoned(ready) = cancelling.look(&page).unwrap() else {
+                    let Completed::Abandoned(idle) = cancelling.poll(&page).unwrap() else {
                         return Err(TestCaseError::fail("IDLE was not seen"));
                     };
-                    ready
+                    idle
                 }
                 // Cancelled in the very moment of its end: CANCEL overwrites FINISH.
                 _ => {
-                    vacant = working.finish(&page, &answer).0;
-                    let cancelling = running.cancel(&page);
-                    let cancelling = cancelling.look(&page).unwrap_err();
+                    vacant = working.finish(&page, &response).0;
+                    let cancelling = submitted.cancel(&page);
+                    let cancelling = cancelling.poll(&page).unwrap_err();
                     let Wish::CancelledNothing(still) = vacant.look(&page) else {
                         return Err(TestCaseError::fail("CANCEL was not seen"));
                     };
                     vacant = still;
-                    let End::Abandoned(ready) = cancelling.look(&page).unwrap() else {
+                    let Completed::Abandoned(idle) = cancelling.poll(&page).unwrap() else {
                         return Err(TestCaseError::fail("IDLE was not seen"));
                     };
-                    ready
+                    idle
                 }
             };
             prop_assert!(page.payload_is_wiped());

@@ -6,7 +6,7 @@
 /// Size of the one page that a frontend grants.
 pub const PAGE_SIZE: usize = 4096;
 
-/// Offset of `length` (`u32`): bytes of the request, then of the answer.
+/// Offset of `length` (`u32`): bytes of the request, then of the response.
 pub const LENGTH: usize = 0;
 
 /// Offset of `state` (`u8`): one of [`State`].
@@ -35,20 +35,23 @@ pub const fn payload_offset(nr_extra_pages: u8) -> usize {
 /// The longest packet that fits behind the header of a page without extra pages: 4,088 bytes.
 pub const MAX_PACKET: usize = PAGE_SIZE - payload_offset(0);
 
-/// xenstore node, frontend's folder: grant reference of the shared page, decimal.
+/// xenstore node, frontend's directory: grant reference of the shared page, decimal.
 pub const NODE_RING_REF: &str = "ring-ref";
 
-/// xenstore node, frontend's folder: port of the event channel, decimal.
+/// xenstore node, frontend's directory: port of the event channel, decimal.
 pub const NODE_EVENT_CHANNEL: &str = "event-channel";
 
-/// xenstore node, both folders: "1" says that its owner speaks this protocol.
+/// xenstore node, both directories: "1" says that its owner supports this protocol.
 pub const NODE_FEATURE: &str = "feature-protocol-v2";
 
 /// The value of [`NODE_FEATURE`]. Xen's mini-os compares the very string.
 pub const FEATURE_VALUE: &str = "1";
 
-/// Whether a value of [`NODE_FEATURE`] that the other end wrote, which may be any bytes, says that
-/// it speaks this protocol.
+/// [`FEATURE_VALUE`] as a number, to be written in decimal.
+pub const FEATURE: u32 = 1;
+
+/// Whether a value of [`NODE_FEATURE`] that the peer wrote, which may be any bytes, says that it
+/// supports this protocol.
 pub fn speaks_protocol(value: &[u8]) -> bool {
     value == FEATURE_VALUE.as_bytes()
 }
@@ -62,9 +65,9 @@ pub enum State {
     Idle = 0,
     /// A request is in the page and belongs to the backend.
     Submit = 1,
-    /// The answer is in the page and belongs to the frontend.
+    /// The response is in the page and belongs to the frontend.
     Finish = 2,
-    /// The frontend asks to abandon the command. Answered by `Idle` or `Finish`.
+    /// The frontend asks to abandon the command. The backend goes to `Idle` or `Finish`.
     Cancel = 3,
 }
 
@@ -101,5 +104,10 @@ mod tests {
         assert_eq!(payload_offset(3), 20);
         assert_eq!(payload_offset(u8::MAX), 1028);
         assert_eq!(MAX_PACKET, 4088);
+    }
+
+    #[test]
+    fn both_forms_of_the_feature_are_the_same() {
+        assert_eq!(FEATURE_VALUE.parse(), Ok(FEATURE));
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The vTPM wire as a Cargo crate, for the backend and the host tests. The kernel module compiles
-//! `mod.rs` and what it lists, without this file and without the backend's end.
+//! The vTPM wire protocol as a Cargo crate, for the backend and the host tests. The kernel module
+//! compiles `mod.rs` and what it lists, without this file and without the backend's side.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -2,7 +2,7 @@
 
 //! TPM packets as far as the wire cares: the ten-byte header that TPM 1.2 and 2.0 share (tag,
 //! length, ordinal or return code, all big endian), and which packets are fit to be sent or
-//! believed.
+//! accepted.
 
 use super::layout::MAX_PACKET;
 
@@ -19,9 +19,9 @@ pub enum BadRequest {
     TooLong,
 }
 
-/// Why an answer is not believed.
+/// Why a response is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BadAnswer {
+pub enum BadResponse {
     /// The page's `length` is under a header's, over the page's room or over the reader's buffer.
     Length(u32),
     /// The packet's own length is not the page's.
@@ -83,23 +83,24 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Checks an answer's length as the page gave it against the page's room and the reader's buffer.
-pub fn check_answer_length(length: u32, room: usize) -> Result<usize, BadAnswer> {
+/// Checks a response's length, as the page gave it, against the page's room and the reader's
+/// buffer.
+pub fn check_response_length(length: u32, room: usize) -> Result<usize, BadResponse> {
     match usize::try_from(length) {
         Ok(n) if (HEADER_SIZE..=MAX_PACKET).contains(&n) && n <= room => Ok(n),
-        _ => Err(BadAnswer::Length(length)),
+        _ => Err(BadResponse::Length(length)),
     }
 }
 
-/// Checks a copied answer's own length against the one that the page gave.
-pub fn check_answer(answer: &[u8]) -> Result<(), BadAnswer> {
-    // CAST: Answers are at most `MAX_PACKET` long.
-    let page = answer.len() as u32;
+/// Checks a copied response's own length against the one that the page gave.
+pub fn check_response(response: &[u8]) -> Result<(), BadResponse> {
+    // CAST: Responses are at most `MAX_PACKET` long.
+    let page = response.len() as u32;
 
-    match claimed_length(answer) {
+    match claimed_length(response) {
         Some(packet) if packet == page => Ok(()),
-        Some(packet) => Err(BadAnswer::Header { page, packet }),
-        None => Err(BadAnswer::Length(page)),
+        Some(packet) => Err(BadResponse::Header { page, packet }),
+        None => Err(BadResponse::Length(page)),
     }
 }
 
@@ -127,25 +128,31 @@ mod tests {
     }
 
     #[test]
-    fn answer_lengths() {
+    fn response_lengths() {
         for bad in [0, 1, 9, 4089, 1 << 31, u32::MAX] {
-            assert_eq!(check_answer_length(bad, 4096), Err(BadAnswer::Length(bad)));
+            assert_eq!(
+                check_response_length(bad, 4096),
+                Err(BadResponse::Length(bad))
+            );
         }
-        assert_eq!(check_answer_length(10, 4096), Ok(10));
-        assert_eq!(check_answer_length(4088, 4096), Ok(4088));
-        assert_eq!(check_answer_length(11, 10), Err(BadAnswer::Length(11)));
+        assert_eq!(check_response_length(10, 4096), Ok(10));
+        assert_eq!(check_response_length(4088, 4096), Ok(4088));
+        assert_eq!(check_response_length(11, 10), Err(BadResponse::Length(11)));
     }
 
     #[test]
-    fn answer_header_has_to_agree() {
-        assert_eq!(check_answer(&GET_RANDOM), Ok(()));
+    fn response_header_has_to_match() {
+        assert_eq!(check_response(&GET_RANDOM), Ok(()));
         assert_eq!(
-            check_answer(&GET_RANDOM[..11]),
-            Err(BadAnswer::Header {
+            check_response(&GET_RANDOM[..11]),
+            Err(BadResponse::Header {
                 page: 11,
                 packet: 12
             })
         );
-        assert_eq!(check_answer(&GET_RANDOM[..4]), Err(BadAnswer::Length(4)));
+        assert_eq!(
+            check_response(&GET_RANDOM[..4]),
+            Err(BadResponse::Length(4))
+        );
     }
 }

@@ -5,8 +5,8 @@
 //! C header: [`include/linux/device.h`](srctree/include/linux/device.h)
 
 use super::chip::{
-    Operations,
-    Shared, //
+    ChipData,
+    ChipOps, //
 };
 use core::marker::PhantomData;
 use kernel::{
@@ -18,46 +18,53 @@ use kernel::{
     prelude::*, //
 };
 
-/// One attribute: a file of a chip's folder in sysfs.
+/// An attribute: a file in a chip's sysfs directory.
 pub(crate) trait Attribute: 'static {
-    /// Whose attribute it is.
-    type Operations: Operations;
+    /// The driver whose attribute it is.
+    type Ops: ChipOps;
 
     /// The file's name.
     const NAME: &'static CStr;
 
-    /// Who may do what with the file, as `chmod` has it.
+    /// The file's permissions.
     const MODE: bindings::umode_t;
+
+    /// Whether this takes the place of the core's attribute of the same name, which only a TPM 1.2
+    /// has. Possible for `cancel` alone.
+    const REPLACES: bool = false;
 
     /// The value, shown as a decimal number and a newline. Not called where `MODE` lets nobody
     /// read.
-    fn show(ops: &Self::Operations) -> Result<u32> {
+    fn show(ops: &Self::Ops) -> Result<u32> {
         let _ = ops;
         Err(EIO)
     }
 
     /// Takes what was written, the whole of it or nothing.
-    fn store(ops: &Self::Operations, text: &CStr) -> Result;
+    fn store(ops: &Self::Ops, text: &CStr) -> Result;
 }
 
 /// The C form of an [`Attribute`], for a list of them.
-pub(crate) struct RawAttribute<T: Operations> {
+pub(crate) struct RawAttribute<T: ChipOps> {
     pub(super) raw: &'static bindings::device_attribute,
-    operations: PhantomData<T>,
+    pub(super) replaces: bool,
+    ops: PhantomData<T>,
 }
 
-impl<T: Operations> RawAttribute<T> {
+impl<T: ChipOps> RawAttribute<T> {
     /// Makes the C form of `A`.
-    pub(crate) const fn new<A: Attribute<Operations = T>>() -> Self {
+    pub(crate) const fn new<A: Attribute<Ops = T>>() -> Self {
+        const { assert!(!A::REPLACES || matches!(A::NAME.to_bytes(), b"cancel")) };
         Self {
             raw: Callbacks::<A>::RAW,
-            operations: PhantomData,
+            replaces: A::REPLACES,
+            ops: PhantomData,
         }
     }
 }
 
 /// The C callbacks of an [`Attribute`]. They run only between the file's creation and its removal,
-/// which waits for them; [`Chip`](super::chip::Chip) keeps its [`Shared`] for longer than that.
+/// which waits for them; [`Chip`](super::chip::Chip) keeps its [`ChipData`] for longer than that.
 struct Callbacks<A>(PhantomData<A>);
 
 impl<A: Attribute> Callbacks<A> {
@@ -82,12 +89,12 @@ impl<A: Attribute> Callbacks<A> {
         _attr: *mut bindings::device_attribute,
         page: *mut c_char,
     ) -> isize {
-        // SAFETY: `dev` is the device of a chip whose operations are `A::Operations`, since
+        // SAFETY: `dev` is the device of a chip whose operations are `A::Ops`, since
         // [`RawAttribute`] lets no other have this attribute.
-        let shared = unsafe { Shared::<A::Operations>::of_device(dev) };
+        let data = unsafe { ChipData::<A::Ops>::of_device(dev) };
 
         from_result(|| {
-            let value = A::show(shared.operations())?;
+            let value = A::show(data.ops())?;
 
             // SAFETY: sysfs gives a page to write to; the format takes one unsigned integer.
             let length = unsafe { bindings::sysfs_emit(page, c"%u\n".as_char_ptr(), value) };
@@ -103,19 +110,19 @@ impl<A: Attribute> Callbacks<A> {
         count: usize,
     ) -> isize {
         // SAFETY: As in `show()`.
-        let shared = unsafe { Shared::<A::Operations>::of_device(dev) };
+        let data = unsafe { ChipData::<A::Ops>::of_device(dev) };
         // SAFETY: sysfs terminates what was written.
         let text = unsafe { CStr::from_char_ptr(text) };
 
         from_result(|| {
-            A::store(shared.operations(), text)?;
+            A::store(data.ops(), text)?;
             // CAST: At most a page.
             Ok(count as isize)
         })
     }
 }
 
-/// Reads a number from 0 to 255, with a newline after it or not, in the base that its prefix says.
+/// Parses a number from 0 to 255, with or without a newline, in the base that its prefix says.
 /// [`EINVAL`] for what is no number, [`ERANGE`] for one that is too large.
 pub(crate) fn parse_u8(text: &CStr) -> Result<u8> {
     let mut value = 0;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A TPM chip whose driver carries out a whole command in one call, and its registration.
+//! A TPM chip whose driver carries out a whole command in one call, and its registration, which
+//! ends with the binding of the parent device.
 //!
 //! C headers: [`include/linux/tpm.h`](srctree/include/linux/tpm.h),
 //! [`drivers/char/tpm/tpm.h`](srctree/drivers/char/tpm/tpm.h)
@@ -8,12 +9,13 @@
 use super::attribute::RawAttribute;
 use crate::{
     protocol::{
-        banks,
-        life::Version, //
+        epoch::Version,
+        quirks::Quirk, //
     },
     xen_sys, //
 };
 use core::{
+    marker::PhantomData,
     ptr::{
         self,
         from_ref,
@@ -27,55 +29,63 @@ use kernel::{
         self,
         Bound, //
     },
+    devres,
     error::{
         from_err_ptr,
         from_result,
         to_result, //
     },
+    new_mutex,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
         },
         Arc,
+        Mutex,
+        MutexGuard, //
     },
     time::Jiffies, //
 };
 
-/// Tag of a TPM 1.2 answer without authorisation (TPM_TAG_RSP_COMMAND; TPM Main Specification 1.2,
-/// part 2, section 6). A TPM 1.2 gives it to a TPM 2.0 command, with TPM_BADTAG.
+/// Tag of a TPM 1.2 response without authorisation (TPM_TAG_RSP_COMMAND; TPM Main Specification
+/// 1.2, part 2, section 6). A TPM 1.2 gives it to a TPM 2.0 command, with TPM_BADTAG.
 const TAG_TPM12: u16 = 0x00c4;
 
-/// Tag of a TPM 2.0 answer without sessions (TPM_ST_NO_SESSIONS; TPM 2.0 Library, part 2,
+/// Tag of a TPM 2.0 response without sessions (TPM_ST_NO_SESSIONS; TPM 2.0 Library, part 2,
 /// section 6.9).
 const TAG_TPM20: u16 = 0x8001;
 
 /// What a driver does for its chip.
-pub(crate) trait Operations: Send + Sync + Sized + 'static {
-    /// The driver's own attributes. One that has the name of one of the core's takes its place.
+pub(crate) trait ChipOps: Send + Sync + Sized + 'static {
+    /// The driver's own attributes.
     const ATTRIBUTES: &'static [RawAttribute<Self>];
 
     /// Carries out one command. The first `length` bytes of `packet` are the request, and the
-    /// answer is written over it. `duration` is what the core thinks that it may take.
+    /// response is written over it. `duration` is the core's timeout for the command.
     ///
-    /// Returns the answer's length. The core logs all errors but [`EPIPE`].
-    fn send(&self, packet: &mut [u8], length: usize, duration: Jiffies) -> Result<usize>;
+    /// Returns the response's length. The core logs all errors but [`EPIPE`].
+    fn send(self: &Arc<Self>, packet: &mut [u8], length: usize, duration: Jiffies)
+        -> Result<usize>;
 
-    /// Ends the running command early, if there is one. May be called at any time.
+    /// Cancels the running command, if there is one. May be called at any time.
     fn cancel(&self);
 }
 
-/// What a chip's callbacks have to do with: its device's driver data.
-pub(super) struct Shared<T: Operations> {
-    operations: Arc<T>,
-    /// The last answer's tag, or the negative errno of the last command.
-    last: Atomic<i32>,
+/// The driver data of a chip's device, for the chip's callbacks.
+pub(super) struct ChipData<T: ChipOps> {
+    ops: Arc<T>,
+    /// The last response's tag, or the negative errno of the last command.
+    last_result: Atomic<i32>,
+    /// The last negative errno.
+    last_error: Atomic<i32>,
 }
 
-impl<T: Operations> Shared<T> {
-    pub(super) fn operations(&self) -> &T {
-        &self.operations
+impl<T: ChipOps> ChipData<T> {
+    pub(super) fn ops(&self) -> &T {
+        &self.ops
     }
 
     /// # Safety
@@ -92,30 +102,35 @@ impl<T: Operations> Shared<T> {
 /// # Invariants
 ///
 /// `raw` is a chip from `tpm_chip_alloc()` of which this object holds a reference; its device's
-/// driver data is `shared`, and its operations are those of `Callbacks<T>`.
-pub(crate) struct Chip<T: Operations> {
+/// parent is `_parent`, its driver data is `data`, and its operations are those of `Callbacks<T>`.
+pub(crate) struct Chip<T: ChipOps> {
+    // Dropped after `drop()` has put the chip, in this order.
     raw: NonNull<xen_sys::tpm_chip>,
-    shared: KBox<Shared<T>>,
+    data: KBox<ChipData<T>>,
+    // An unregistered device does not hold a reference to its parent.
+    _parent: ARef<device::Device>,
 }
 
 // SAFETY: Chips may be used from any thread; what has to be serialised is behind `&mut` or `self`.
-unsafe impl<T: Operations> Send for Chip<T> {}
+unsafe impl<T: ChipOps> Send for Chip<T> {}
 
-impl<T: Operations> Chip<T> {
+impl<T: ChipOps> Chip<T> {
     /// Allocates a chip, with the lowest number that is free, as a child of `parent`.
-    pub(crate) fn new(parent: &device::Device<Bound>, operations: Arc<T>) -> Result<Self> {
-        let shared = KBox::new(
-            Shared {
-                operations,
-                last: Atomic::new(0),
+    pub(crate) fn new(parent: &device::Device, ops: Arc<T>) -> Result<Self> {
+        let data = KBox::new(
+            ChipData {
+                ops,
+                last_result: Atomic::new(0),
+                last_error: Atomic::new(0),
             },
             GFP_KERNEL,
         )?;
 
-        // `tpmm_chip_alloc()` is out of question: it would overwrite the parent's driver data.
+        // Not `tpmm_chip_alloc()`: it would overwrite the parent's driver data.
         // SAFETY: `parent` is a valid device, and the operations are never freed.
         let raw = from_err_ptr(unsafe {
-            xen_sys::tpm_chip_alloc(raw_device(parent), Callbacks::<T>::OPERATIONS)
+            // CAST: `device::Device` is a transparent wrapper of it.
+            xen_sys::tpm_chip_alloc(from_ref(parent).cast_mut().cast(), Callbacks::<T>::OPS)
         })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
 
@@ -123,23 +138,27 @@ impl<T: Operations> Chip<T> {
         unsafe {
             bindings::dev_set_drvdata(
                 &raw mut (*raw.as_ptr()).dev,
-                from_ref(&*shared).cast_mut().cast(),
+                from_ref(&*data).cast_mut().cast(),
             );
             (*raw.as_ptr()).flags |= xen_sys::tpm_chip_flags_TPM_CHIP_FLAG_SYNC;
         }
 
-        // INVARIANT: `raw` was just allocated and given `shared`.
-        Ok(Self { raw, shared })
+        // INVARIANT: `raw` was just allocated as a child of `parent` and given `data`.
+        Ok(Self {
+            raw,
+            data,
+            _parent: parent.into(),
+        })
     }
 
-    /// Finds out which TPM it is, by one command.
+    /// Detects the TPM's version, by one command.
     ///
     /// The core's own `tpm2_probe()` takes a command that failed for a TPM 1.2. Here it is an
-    /// error: that of the command, or [`ENODEV`] when the answer was none of a TPM's.
-    pub(crate) fn probe(&mut self) -> Result<Version> {
+    /// error: that of the command, or [`ENODEV`] when the response is none of a TPM's.
+    pub(crate) fn detect_version(&mut self) -> Result<Version> {
         let chip = self.raw.as_ptr();
 
-        self.shared.last.store(0, Relaxed);
+        self.data.last_result.store(0, Relaxed);
         // SAFETY: The chip is valid, and not registered, so that nobody else uses it.
         unsafe {
             to_result(xen_sys::tpm_chip_start(chip))?;
@@ -148,7 +167,7 @@ impl<T: Operations> Chip<T> {
             result?;
         }
 
-        let last = self.shared.last.load(Relaxed);
+        let last = self.data.last_result.load(Relaxed);
         match u16::try_from(last) {
             Ok(TAG_TPM12) => Ok(Version::V1_2),
             Ok(TAG_TPM20) => Ok(Version::V2_0),
@@ -157,21 +176,30 @@ impl<T: Operations> Chip<T> {
         }
     }
 
-    /// Makes the TPM ready and lets everybody see it.
-    pub(crate) fn register(self) -> Result<Registration<T>> {
-        // SAFETY: The chip is valid and not registered.
-        match unsafe { xen_sys::tpm_chip_register(self.raw.as_ptr()) } {
-            0 => {}
-            error if error < 0 => return Err(Error::from_errno(error)),
-            // A TPM's own error code that the core let through.
-            _ => return Err(EIO),
-        }
+    /// Initialises the TPM and registers the chip.
+    fn register(self) -> Result<Registration<T>> {
+        let chip = self.raw.as_ptr();
 
-        // INVARIANT: The registration succeeded.
-        let registration = Registration { chip: self };
-        for attribute in T::ATTRIBUTES {
-            registration.add(attribute)?;
+        self.data.last_error.store(0, Relaxed);
+        // SAFETY: The chip is valid and not registered, so that nobody else uses it.
+        let flags = unsafe {
+            to_result_of_tpm(xen_sys::tpm_chip_bootstrap(chip))?;
+            (*chip).flags
+        };
+        // The core (as of 7.3) takes a command that could not be carried out for the sign of a TPM
+        // that needs new firmware, and would register a chip that is of no use.
+        if flags & xen_sys::tpm_chip_flags_TPM_CHIP_FLAG_FIRMWARE_UPGRADE != 0 {
+            to_result(self.data.last_error.load(Relaxed))?;
         }
+        // SAFETY: As above.
+        to_result_of_tpm(unsafe { xen_sys::tpm_chip_register(chip) })?;
+
+        // INVARIANT: The registration succeeded; no attribute was created.
+        let mut registration = Registration {
+            chip: self,
+            created: 0,
+        };
+        registration.create_attributes();
         Ok(registration)
     }
 
@@ -187,83 +215,235 @@ impl<T: Operations> Chip<T> {
     }
 
     fn parent_kobject(&self) -> *mut bindings::kobject {
-        // SAFETY: As in `device()`; a device holds a reference to its parent.
+        // SAFETY: As in `device()`; by the type invariants the parent is valid, too.
         unsafe { &raw mut (*(*self.device()).parent).kobj }
     }
 }
 
-impl<T: Operations> Drop for Chip<T> {
+impl<T: ChipOps> Drop for Chip<T> {
     fn drop(&mut self) {
         // Open files may keep the chip for longer, but no callback runs any more that could look
-        // for `shared`: either the chip was never registered, or it is no longer.
+        // for `data`: either the chip was never registered, or it is no longer.
         // SAFETY: By the type invariants this object has a reference to give back.
         unsafe { bindings::put_device(self.device()) };
     }
 }
 
-/// A chip that everybody can see and use.
+/// As `to_result()`, for functions of the core that may let a TPM's own, positive error through.
+fn to_result_of_tpm(result: c_int) -> Result {
+    match result {
+        0 => Ok(()),
+        error if error < 0 => Err(Error::from_errno(error)),
+        _ => Err(EIO),
+    }
+}
+
+/// A registered chip.
 ///
 /// # Invariants
 ///
-/// `chip` is registered.
-pub(crate) struct Registration<T: Operations> {
+/// `chip` is registered, and of the driver's attributes those were created whose bit is set in
+/// `created`.
+pub(crate) struct Registration<T: ChipOps> {
     chip: Chip<T>,
+    created: u32,
 }
 
-impl<T: Operations> Registration<T> {
+impl<T: ChipOps> Registration<T> {
     /// The chip's name, `tpmN`.
     pub(crate) fn name(&self) -> &CStr {
         // SAFETY: The chip's device is valid, and its name is terminated and does not change.
         unsafe { CStr::from_char_ptr(bindings::dev_name(self.chip.device())) }
     }
 
-    /// Adds one of the driver's attributes to the chip's folder, and a link to it to the parent's,
-    /// where the links to all of a TPM 1.2's attributes are.
-    fn add(&self, attribute: &RawAttribute<T>) -> Result {
-        let (dev, raw) = (self.chip.device(), attribute.raw);
+    /// Tells user space that the chip is another one in a way: a `change` uevent with `variable`,
+    /// `NAME=value`.
+    pub(crate) fn uevent(&self, variable: &'static CStr) {
+        let mut variables = [variable.as_char_ptr().cast_mut(), ptr::null_mut()];
 
-        // SAFETY: The chip's device and its parent are registered; attributes are never freed.
-        // Removing goes by name: one of the core's makes room, and where there is none nothing
-        // happens. The core will remove ours by that name, too.
+        // SAFETY: The chip's device is registered; the list of variables is terminated, and they
+        // are only read.
         unsafe {
-            bindings::device_remove_file(dev, raw);
-            to_result(bindings::device_create_file(dev, raw))?;
-            xen_sys::sysfs_remove_link(self.chip.parent_kobject(), raw.attr.name);
-            to_result(xen_sys::compat_only_sysfs_link_entry_to_kobj(
-                self.chip.parent_kobject(),
+            xen_sys::kobject_uevent_env(
                 self.chip.kobject(),
-                raw.attr.name,
+                bindings::kobject_action_KOBJ_CHANGE,
+                variables.as_mut_ptr(),
+            )
+        };
+    }
+
+    /// Lets the core use the TPM again after it disabled the chip since it could not load its null
+    /// key: there was no connection for a moment, or the TPM was `reset`, and gets another null
+    /// key. Returns whether the chip had been disabled.
+    #[cfg(CONFIG_TCG_TPM2_HMAC)]
+    pub(crate) fn enable(&self, reset: bool) -> Result<bool> {
+        let chip = self.chip.raw.as_ptr();
+        let disable = xen_sys::tpm_chip_flags_TPM_CHIP_FLAG_DISABLE;
+
+        // SAFETY: The chip is valid, and its flags are changed under this mutex.
+        let disabled = unsafe {
+            bindings::mutex_lock(&raw mut (*chip).tpm_mutex);
+            let disabled = (*chip).flags & disable != 0;
+            (*chip).flags &= !disable;
+            if reset {
+                (*chip).flags &= !xen_sys::tpm_chip_flags_TPM_CHIP_FLAG_BOOTSTRAPPED;
+            }
+            bindings::mutex_unlock(&raw mut (*chip).tpm_mutex);
+            disabled
+        };
+        if reset {
+            // SAFETY: The chip is valid; between the two calls its operations are there and nobody
+            // else sends a command.
+            unsafe {
+                to_result(xen_sys::tpm_try_get_ops(chip))?;
+                let result = xen_sys::tpm_chip_bootstrap(chip);
+                xen_sys::tpm_put_ops(chip);
+                to_result_of_tpm(result)?;
+            }
+        }
+        Ok(disabled)
+    }
+
+    /// Creates the driver's attributes in the chip's directory, and links to them in the parent's,
+    /// where the links to all of a TPM 1.2's attributes are. The TPM works without them.
+    fn create_attributes(&mut self) {
+        const { assert!(T::ATTRIBUTES.len() <= 32) };
+        for (i, attribute) in T::ATTRIBUTES.iter().enumerate() {
+            match self.create_attribute(attribute) {
+                // INVARIANT: It was just created.
+                Ok(()) => self.created |= 1 << i,
+                Err(e) => {
+                    // SAFETY: The chip's device is valid for as long as `self` is.
+                    let dev = unsafe { device::Device::from_raw(self.chip.device()) };
+                    let dev: &device::Device = dev;
+                    dev_warn!(dev, "an attribute is missing ({:?})\n", e);
+                }
+            }
+        }
+    }
+
+    fn create_attribute(&self, attribute: &RawAttribute<T>) -> Result {
+        let (dev, raw) = (self.chip.device(), attribute.raw);
+        let (parent, name) = (self.chip.parent_kobject(), raw.attr.name);
+
+        // SAFETY: The chip's device and its parent are registered; attributes are never freed. What
+        // is removed by name is the core's attribute that this one replaces, and the link to it;
+        // where there is none nothing happens.
+        unsafe {
+            if attribute.replaces {
+                bindings::device_remove_file(dev, raw);
+                xen_sys::sysfs_remove_link(parent, name);
+            }
+            to_result(bindings::device_create_file(dev, raw))?;
+            to_result(xen_sys::compat_only_sysfs_link_entry_to_kobj(
+                parent,
+                self.chip.kobject(),
+                name,
                 ptr::null(),
             ))
+            .inspect_err(|_| bindings::device_remove_file(dev, raw))
         }
     }
 }
 
-impl<T: Operations> Drop for Registration<T> {
+impl<T: ChipOps> Drop for Registration<T> {
     fn drop(&mut self) {
-        for attribute in T::ATTRIBUTES {
-            // SAFETY: The parent is registered for as long as it has children.
-            unsafe {
-                xen_sys::sysfs_remove_link(self.chip.parent_kobject(), attribute.raw.attr.name);
+        for (i, attribute) in T::ATTRIBUTES.iter().enumerate() {
+            if self.created & 1 << i != 0 {
+                // The file itself goes with the chip's directory.
+                // SAFETY: By the type invariants this link is the driver's own; the parent is
+                // valid.
+                unsafe {
+                    xen_sys::sysfs_remove_link(self.chip.parent_kobject(), attribute.raw.attr.name)
+                };
             }
         }
-        // SAFETY: By the type invariant. When it returns no callback runs, and none will start;
+        // SAFETY: By the type invariants. When it returns no callback runs, and none will start;
         // only then `self.chip` is dropped.
         unsafe { xen_sys::tpm_chip_unregister(self.chip.raw.as_ptr()) };
     }
 }
 
-/// The raw form of a device.
-fn raw_device<Ctx: device::DeviceContext>(dev: &device::Device<Ctx>) -> *mut bindings::device {
-    // CAST: `device::Device` is a transparent wrapper of it.
-    from_ref(dev).cast_mut().cast()
+/// What is registered for a device.
+enum Slot<T: ChipOps> {
+    Vacant,
+    Registered(Registration<T>),
+    /// The device is no longer bound.
+    Unbound,
 }
 
-/// The C callbacks for [`Operations`].
-struct Callbacks<T>(core::marker::PhantomData<T>);
+/// Where the one chip of a bound device is registered. It is unregistered when the device is
+/// unbound, if not earlier, and none is registered after that.
+#[pin_data]
+pub(crate) struct Registrar<T: ChipOps> {
+    #[pin]
+    chip: Mutex<Slot<T>>,
+}
 
-impl<T: Operations> Callbacks<T> {
-    const OPERATIONS: &'static xen_sys::tpm_class_ops = &xen_sys::tpm_class_ops {
+/// Ends a registration with the binding.
+struct Unregister<T: ChipOps>(Arc<Registrar<T>>);
+
+impl<T: ChipOps> Drop for Unregister<T> {
+    fn drop(&mut self) {
+        *self.0.chip.lock() = Slot::Unbound;
+    }
+}
+
+impl<T: ChipOps> Registrar<T> {
+    /// Makes the registrar of a device.
+    pub(crate) fn new(dev: &device::Device<Bound>) -> Result<Arc<Self>> {
+        let this = Arc::pin_init(
+            pin_init!(Self { chip <- new_mutex!(Slot::Vacant) }),
+            GFP_KERNEL,
+        )?;
+
+        devres::register(dev, Unregister(this.clone()), GFP_KERNEL)?;
+        Ok(this)
+    }
+
+    /// Keeps others from registering and unregistering.
+    pub(crate) fn lock(&self) -> RegistrarGuard<'_, T> {
+        RegistrarGuard(self.chip.lock())
+    }
+}
+
+/// The right to register and unregister a device's chip.
+pub(crate) struct RegistrarGuard<'a, T: ChipOps>(MutexGuard<'a, Slot<T>>);
+
+impl<T: ChipOps> RegistrarGuard<'_, T> {
+    /// The chip that is registered.
+    pub(crate) fn registration(&self) -> Option<&Registration<T>> {
+        match &*self.0 {
+            Slot::Registered(registration) => Some(registration),
+            _ => None,
+        }
+    }
+
+    /// Initialises the TPM and registers the chip. [`ENODEV`] when the device is no longer bound,
+    /// [`EBUSY`] when another chip is registered.
+    pub(crate) fn register(&mut self, chip: Chip<T>) -> Result<&Registration<T>> {
+        match &*self.0 {
+            Slot::Vacant => {}
+            Slot::Registered(_) => return Err(EBUSY),
+            Slot::Unbound => return Err(ENODEV),
+        }
+        *self.0 = Slot::Registered(chip.register()?);
+        self.registration().ok_or(ENODEV)
+    }
+
+    /// Unregisters the chip, if there is one.
+    pub(crate) fn unregister(&mut self) {
+        if let Slot::Registered(_) = *self.0 {
+            *self.0 = Slot::Vacant;
+        }
+    }
+}
+
+/// The C callbacks for [`ChipOps`].
+struct Callbacks<T>(PhantomData<T>);
+
+impl<T: ChipOps> Callbacks<T> {
+    const OPS: &'static xen_sys::tpm_class_ops = &xen_sys::tpm_class_ops {
         flags: xen_sys::TPM_OPS_FLAGS_TPM_OPS_AUTO_STARTUP,
         send: Some(Self::send),
         cancel: Some(Self::cancel),
@@ -277,8 +457,9 @@ impl<T: Operations> Callbacks<T> {
         length: usize,
     ) -> c_int {
         // SAFETY: The core calls this for a valid `Chip<T>`, which is registered or being probed.
-        let shared = unsafe { Shared::<T>::of_device(&raw const (*chip).dev) };
-        // SAFETY: The core gives a buffer of `size` bytes for this call alone.
+        let data = unsafe { ChipData::<T>::of_device(&raw const (*chip).dev) };
+        // SAFETY: The core gives a buffer of `size` bytes for this call alone. It is memory of C's,
+        // from its page allocator: bytes that C did not write have unknown values, but have values.
         let packet = unsafe { slice::from_raw_parts_mut(packet, size) };
 
         let result = from_result(|| {
@@ -287,26 +468,30 @@ impl<T: Operations> Callbacks<T> {
             // SAFETY: The chip is valid.
             let duration = unsafe { xen_sys::tpm_calc_ordinal_duration(chip, ordinal) };
 
-            let banks = packet.get(..length).is_some_and(banks::asked_for);
-            let length = shared.operations.send(packet, length, duration)?;
-            if banks && !packet.get(..length).is_some_and(banks::are_sound) {
-                return Err(EIO);
+            let quirk = packet.get(..length).and_then(Quirk::of);
+            let length = data.ops.send(packet, length, duration)?;
+            if let (Some(quirk), Some(response)) = (quirk, packet.get(..length)) {
+                if !quirk.is_survived(response) {
+                    return Err(EIO);
+                }
             }
             Ok(c_int::try_from(length)?)
         });
 
         let tag = packet.get(..2).and_then(|bytes| bytes.try_into().ok());
         let tag = i32::from(u16::from_be_bytes(tag.unwrap_or_default()));
-        shared
-            .last
+        if result < 0 {
+            data.last_error.store(result, Relaxed);
+        }
+        data.last_result
             .store(if result < 0 { result } else { tag }, Relaxed);
         result
     }
 
     extern "C" fn cancel(chip: *mut xen_sys::tpm_chip) {
         // SAFETY: As in `send()`.
-        unsafe { Shared::<T>::of_device(&raw const (*chip).dev) }
-            .operations
+        unsafe { ChipData::<T>::of_device(&raw const (*chip).dev) }
+            .ops
             .cancel();
     }
 }

@@ -9,6 +9,7 @@ use crate::xen_sys;
 use core::{
     marker::PhantomData,
     mem::offset_of,
+    ops::Deref,
     ptr::NonNull, //
 };
 use kernel::{
@@ -19,28 +20,37 @@ use kernel::{
         from_result,
         to_result, //
     },
+    new_mutex,
     prelude::*,
-    sync::aref::AlwaysRefCounted,
+    sync::{
+        aref::{
+            ARef,
+            AlwaysRefCounted, //
+        },
+        Arc,
+        Mutex,
+        MutexGuard, //
+    },
     types::Opaque,
     ThisModule, //
 };
 
-/// The states by which the two ends of a device come together and part.
+/// xenbus device states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum State {
-    /// There is no state, or one that has no meaning.
+    /// There is no state node, it cannot be read, or its value has no meaning.
     Unknown,
     /// The device is being set up.
     Initialising,
     /// The backend waits for the frontend's details.
     InitWait,
-    /// The details are there.
+    /// The frontend has published its details.
     Initialised,
     /// In use.
     Connected,
-    /// Being taken down.
+    /// Being closed.
     Closing,
-    /// Down.
+    /// Closed.
     Closed,
 }
 
@@ -57,7 +67,7 @@ impl State {
         }
     }
 
-    /// The number that xenstore has for the state.
+    /// The state's number in xenstore.
     pub(crate) fn as_raw(self) -> u32 {
         match self {
             Self::Unknown => xen_sys::xenbus_state_XenbusStateUnknown,
@@ -73,33 +83,112 @@ impl State {
 
 /// A driver of frontend devices.
 pub(crate) trait Driver: 'static {
-    /// What belongs to one bound device.
+    /// The driver's private data of one bound device.
     type Data: Send + Sync + 'static;
 
     /// The device type in xenstore, at most 31 bytes: `device/TYPE/N`.
     const DEVICE_TYPE: &'static CStr;
 
-    /// The name of the driver's folder in debugfs.
-    const FOLDER: &'static CStr;
+    /// Whether a guest can do without the device. While a device that has a driver is not
+    /// connected, xenbus holds the boot and `modprobe` for up to 30 s, and for an essential device
+    /// for 270 s more.
+    const NOT_ESSENTIAL: bool;
 
-    /// Whether a guest is of no use without the device. While a device that has a driver is not
-    /// connected, xenbus keeps the boot and `modprobe` waiting for up to 30 s, and for an essential
-    /// one 270 s more.
-    const ESSENTIAL: bool;
+    /// Binds the driver to a device. The backend's state is not watched before this returns.
+    fn probe(dev: &Device<device::Core<'_>>, bus: Arc<BusLock>) -> impl PinInit<Self::Data, Error>;
 
-    /// Takes charge of a device. The backend's state is not watched before this returns.
-    fn probe(dev: &Device<device::Core<'_>>) -> impl PinInit<Self::Data, Error>;
-
-    /// The backend's state was written, or may have been. Runs in the one thread that takes all
-    /// of xenstore's watches, never at the same time for one device.
+    /// The backend's state was written. Runs in the thread that handles all of xenstore's watches,
+    /// never concurrently for one device.
     fn backend_changed(dev: &Device<device::Core<'_>>, data: Pin<&Self::Data>, state: State);
 
-    /// The domain runs again, after a save or a migration: page, grant and event channel are no
-    /// longer connected to anything, and the backend may be another one.
-    fn resume(dev: &Device<device::Core<'_>>, data: Pin<&Self::Data>) -> Result;
+    /// The domain was restored or migrated: page, grant and event channel are no longer connected,
+    /// and the backend may be another one.
+    ///
+    /// This cannot fail: xenbus (as of 7.3) does not watch the backend again after an error.
+    fn resume(dev: &Device<device::Core<'_>>, data: Pin<&Self::Data>);
 
     /// The device is about to be unbound. `data` is dropped afterwards.
     fn unbind(dev: &Device<device::Core<'_>>, data: Pin<&Self::Data>);
+}
+
+/// Serialises what changes a device's xenbus state, which `xenbus_switch_state()` does not do, and
+/// tells whether the device is still bound.
+///
+/// xenbus itself changes the state while no driver is bound, before it calls the driver's resume
+/// callback, and, racing with all drivers, when the system shuts down.
+#[pin_data]
+pub(crate) struct BusLock {
+    /// `None` when the device is no longer bound.
+    #[pin]
+    dev: Mutex<Option<ARef<Device>>>,
+}
+
+impl BusLock {
+    fn new(dev: &Device) -> Result<Arc<Self>> {
+        let dev = dev.into();
+
+        Arc::pin_init(pin_init!(Self { dev <- new_mutex!(Some(dev)) }), GFP_KERNEL)
+    }
+
+    /// Takes the lock. [`ENODEV`] when the device is no longer bound.
+    pub(crate) fn lock(&self) -> Result<BusGuard<'_>> {
+        let dev = self.dev.lock();
+
+        if dev.is_none() {
+            return Err(ENODEV);
+        }
+        // INVARIANT: It was just checked.
+        Ok(BusGuard(dev))
+    }
+
+    /// Lets nobody take the lock any more.
+    fn revoke(&self) {
+        drop(self.dev.lock().take());
+    }
+}
+
+/// The right to change the state of a bound device.
+///
+/// # Invariants
+///
+/// The device is there, and bound for as long as this guard exists.
+pub(crate) struct BusGuard<'a>(MutexGuard<'a, Option<ARef<Device>>>);
+
+impl BusGuard<'_> {
+    /// Tells the backend the frontend's state, unless it is the last one that was told.
+    pub(crate) fn switch_state(&mut self, state: State) {
+        // SAFETY: By the type invariants; the exclusive guard keeps others from changing the state.
+        // The function reports its own failures, and always returns 0.
+        unsafe { xen_sys::xenbus_switch_state(self.as_raw(), state.as_raw()) };
+    }
+}
+
+impl Deref for BusGuard<'_> {
+    type Target = Device;
+
+    fn deref(&self) -> &Device {
+        match &*self.0 {
+            Some(dev) => dev,
+            // By the type invariants.
+            None => unreachable!(),
+        }
+    }
+}
+
+/// What the adapter stores for a bound device.
+#[pin_data]
+pub(crate) struct DriverData<D> {
+    #[pin]
+    data: D,
+    bus: Arc<BusLock>,
+}
+
+impl<D> DriverData<D> {
+    /// The driver's part.
+    fn driver_data(self: Pin<&Self>) -> Pin<&D> {
+        // SAFETY: The field is structurally pinned.
+        unsafe { self.map_unchecked(|this| &this.data) }
+    }
 }
 
 /// Connects a [`Driver`] to xenbus.
@@ -125,10 +214,10 @@ impl<T: Driver> Adapter<T> {
 }
 
 // SAFETY: `xenbus_driver` is a C struct that embeds a `struct device_driver` at that offset, and
-// `T::Data` is what `probe_callback()` stores.
+// `DriverData` is what `probe_callback()` stores.
 unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
     type DriverType = xen_sys::xenbus_driver;
-    type DriverData<'bound> = T::Data;
+    type DriverData<'bound> = DriverData<T::Data>;
     const DEVICE_DRIVER_OFFSET: usize = offset_of!(Self::DriverType, driver);
 }
 
@@ -149,8 +238,9 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         // SAFETY: Nobody else knows the driver before it is registered.
         unsafe {
             (*raw).ids = Self::IDS_REF.as_ptr();
-            (*raw).not_essential = !T::ESSENTIAL;
-            // What comes later in the boot finds the device probed, whatever the command line says.
+            (*raw).not_essential = T::NOT_ESSENTIAL;
+            // IMA, which comes later in the boot, needs the device probed, whatever the command
+            // line says.
             (*raw).driver.probe_type = bindings::probe_type_PROBE_FORCE_SYNCHRONOUS;
             (*raw).probe = Some(Self::probe_callback);
             (*raw).otherend_changed = Some(Self::otherend_changed_callback);
@@ -192,14 +282,19 @@ impl<T: Driver> Adapter<T> {
     /// As for [`Self::device`], and the device is bound to this driver.
     unsafe fn bound<'a>(
         xdev: *mut xen_sys::xenbus_device,
-    ) -> (&'a Device<device::CoreInternal<'a>>, Pin<&'a T::Data>) {
+    ) -> (
+        &'a Device<device::CoreInternal<'a>>,
+        Pin<&'a DriverData<T::Data>>,
+    ) {
         // SAFETY: By this function's requirements.
         let dev = unsafe { Self::device(xdev) };
         let generic: &device::Device<device::CoreInternal<'_>> = dev.as_ref();
 
-        // SAFETY: The device is bound, so `probe_callback()` has stored a `T::Data`, and it is
+        // SAFETY: The device is bound, so `probe_callback()` has stored a `DriverData`, and it is
         // dropped only after the last callback.
-        (dev, unsafe { generic.drvdata_borrow::<T::Data>() })
+        (dev, unsafe {
+            generic.drvdata_borrow::<DriverData<T::Data>>()
+        })
     }
 
     extern "C" fn probe_callback(
@@ -211,8 +306,18 @@ impl<T: Driver> Adapter<T> {
 
         from_result(|| {
             let generic: &device::Device<device::CoreInternal<'_>> = dev.as_ref();
+            let bus = BusLock::new(dev)?;
+            let data = T::probe(dev, bus.clone());
+            let lock = bus.clone();
+            let init = try_pin_init!(DriverData {
+                data <- data,
+                bus: bus.clone(),
+            });
 
-            generic.set_drvdata(T::probe(dev))?;
+            generic
+                .set_drvdata(init)
+                // xenbus closes the device now.
+                .inspect_err(|_| lock.revoke())?;
             Ok(0)
         })
     }
@@ -225,21 +330,24 @@ impl<T: Driver> Adapter<T> {
         // `remove_callback()`.
         let (dev, data) = unsafe { Self::bound(xdev) };
 
-        T::backend_changed(dev, data, State::from_raw(state));
+        T::backend_changed(dev, data.driver_data(), State::from_raw(state));
     }
 
     extern "C" fn resume_callback(xdev: *mut xen_sys::xenbus_device) -> c_int {
         // SAFETY: xenbus resumes bound devices only.
         let (dev, data) = unsafe { Self::bound(xdev) };
 
-        from_result(|| T::resume(dev, data).map(|()| 0))
+        T::resume(dev, data.driver_data());
+        0
     }
 
     extern "C" fn remove_callback(xdev: *mut xen_sys::xenbus_device) {
         // SAFETY: xenbus removes bound devices only.
         let (dev, data) = unsafe { Self::bound(xdev) };
 
-        T::unbind(dev, data);
+        T::unbind(dev, data.driver_data());
+        // xenbus closes the device now.
+        data.bus.revoke();
     }
 }
 
@@ -259,29 +367,14 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
         self.0.get()
     }
 
-    /// The device's own folder in xenstore.
-    pub(crate) fn folder(&self) -> &CStr {
+    /// The device's own directory in xenstore.
+    pub(crate) fn nodename(&self) -> &CStr {
         // SAFETY: The name is terminated and is freed together with the device.
         unsafe { CStr::from_char_ptr((*self.as_raw()).nodename) }
     }
 
-    /// Tells the other end this end's state, unless it is what it was told last. The caller sees
-    /// to it that nobody else does so at the same time.
-    pub(crate) fn switch_state(&self, state: State) {
-        // SAFETY: By the type invariant. The function reports its own failures, and always
-        // returns 0.
-        unsafe { xen_sys::xenbus_switch_state(self.as_raw(), state.as_raw()) };
-    }
-
-    /// [`switch_state`](Self::switch_state) to [`State::Closed`], which also lets a shutdown go on
-    /// that waits for it.
-    pub(crate) fn closed(&self) {
-        // SAFETY: By the type invariant; always returns 0.
-        unsafe { xen_sys::xenbus_frontend_closed(self.as_raw()) };
-    }
-
-    /// Puts an error into the kernel's log and, for the toolstack to find, into xenstore.
-    pub(crate) fn report(&self, error: Error, message: &CStr) {
+    /// Reports an error to the kernel log and, for the toolstack, to xenstore.
+    pub(crate) fn dev_error(&self, error: Error, message: &CStr) {
         // SAFETY: By the type invariant; the format takes one terminated string.
         unsafe {
             xen_sys::xenbus_dev_error(
@@ -295,39 +388,39 @@ impl<Ctx: device::DeviceContext> Device<Ctx> {
 }
 
 impl<'a> Device<device::Core<'a>> {
-    /// The backend's folder in xenstore. It may change between two callbacks.
-    fn backend_folder(&self) -> Result<&CStr> {
+    /// The backend's directory in xenstore. It may change between two callbacks.
+    fn otherend(&self) -> Result<&CStr> {
         // SAFETY: By the type invariant; xenbus changes the field only around its callbacks.
-        let folder = unsafe { (*self.as_raw()).otherend };
+        let otherend = unsafe { (*self.as_raw()).otherend };
 
-        if folder.is_null() {
+        if otherend.is_null() {
             return Err(ENOENT);
         }
         // SAFETY: xenbus stores a terminated string, and frees it only around its callbacks.
-        Ok(unsafe { CStr::from_char_ptr(folder) })
+        Ok(unsafe { CStr::from_char_ptr(otherend) })
     }
 
     /// The domain that the backend runs in.
-    pub(crate) fn backend_domain(&self) -> c_int {
+    pub(crate) fn otherend_id(&self) -> c_int {
         // SAFETY: By the type invariant; xenbus changes the field only around its callbacks.
         unsafe { (*self.as_raw()).otherend_id }
     }
 
-    /// Asks xenstore for the backend's state.
+    /// Reads the backend's state from xenstore.
     pub(crate) fn backend_state(&self) -> State {
-        let Ok(folder) = self.backend_folder() else {
+        let Ok(otherend) = self.otherend() else {
             return State::Unknown;
         };
 
-        // SAFETY: By the type invariant, and the folder's name is terminated.
+        // SAFETY: By the type invariant, and the directory's name is terminated.
         State::from_raw(unsafe {
-            xen_sys::xenbus_read_driver_state(self.as_raw(), folder.as_char_ptr())
+            xen_sys::xenbus_read_driver_state(self.as_raw(), otherend.as_char_ptr())
         })
     }
 
-    /// Reads a node of the backend's.
-    pub(crate) fn backend_value(&self, node: &CStr) -> Result<Value> {
-        Value::read(self.backend_folder()?, node)
+    /// Reads one of the backend's nodes. [`ENOENT`] when there is none.
+    pub(crate) fn read_otherend(&self, node: &CStr) -> Result<Value> {
+        Value::read(self.otherend()?, node)
     }
 }
 
@@ -360,60 +453,15 @@ impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
 // SAFETY: A device may be released from any thread.
 unsafe impl Send for Device {}
 
-// SAFETY: What may be called on a `Device<Normal>` is thread-safe, or says what its caller owes.
+// SAFETY: What may be called on a `Device<Normal>` only reads fields that do not change, or reports
+// errors, which is thread-safe. The state is changed through a [`BusGuard`] only.
 unsafe impl Sync for Device {}
 
 /// Declares a kernel module with one frontend driver. Takes what `module!` takes, with the
 /// [`Driver`] as `type`.
 macro_rules! module_xenbus_driver {
-    (type: $type:ty, $($f:tt)*) => {
-        mod folder {
-            use ::kernel::prelude::*;
-
-            ::kernel::sync::global_lock! {
-                // SAFETY: `DriverModule::init()` initialises it, before there is a device.
-                pub(super) unsafe(uninit) static DIR: Mutex<Option<::kernel::debugfs::Dir>> = None;
-            }
-        }
-
-        impl $crate::xen::debugfs::HasFolder for $type {
-            fn dir() -> Option<::kernel::debugfs::Dir> {
-                folder::DIR.lock().clone()
-            }
-        }
-
-        #[::kernel::prelude::pin_data]
-        struct DriverModule {
-            #[pin]
-            _driver: ::kernel::driver::Registration<$crate::xen::bus::Adapter<$type>>,
-            // Goes after the driver has let go of its devices.
-            _folder: $crate::xen::debugfs::Root<folder::DIR>,
-        }
-
-        impl ::kernel::InPlaceModule for DriverModule {
-            fn init(
-                module: &'static ::kernel::ThisModule,
-            ) -> impl ::pin_init::PinInit<Self, ::kernel::error::Error> {
-                ::kernel::prelude::try_pin_init!(Self {
-                    // SAFETY: A module is initialised once, and the driver is registered below.
-                    _folder: unsafe {
-                        $crate::xen::debugfs::Root::new(
-                            &folder::DIR,
-                            <$type as $crate::xen::bus::Driver>::FOLDER,
-                        )
-                    },
-                    _driver <- ::kernel::driver::Registration::new(
-                        <Self as ::kernel::ModuleMetadata>::NAME,
-                        module,
-                    ),
-                })
-            }
-        }
-
-        ::kernel::prelude::module! {
-            type: DriverModule,
-            $($f)*
-        }
+    ($($f:tt)*) => {
+        ::kernel::module_driver!(<T>, $crate::xen::bus::Adapter<T>, { $($f)* });
     };
 }
 pub(crate) use module_xenbus_driver;

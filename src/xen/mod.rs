@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe abstractions for Xen frontend drivers: the xenbus bus, xenstore, a granted page and its
-//! event channel. Nothing here knows of TPMs.
+//! Safe abstractions for Xen frontend drivers: the xenbus bus, xenstore, granted pages and event
+//! channels; and what the kernel crate (as of 7.3) lacks of completions, work items, reboot
+//! notifiers and allocation scopes. Nothing here knows of TPMs.
 
 pub(crate) mod bus;
-pub(crate) mod debugfs;
+pub(crate) mod completion;
 pub(crate) mod event;
 pub(crate) mod grant;
+pub(crate) mod noio;
 pub(crate) mod reboot;
 pub(crate) mod store;
 pub(crate) mod work;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! To be told that the system goes down, before devices are shut down.
+//! A reboot notifier: called when the system goes down, before devices are shut down.
 //!
 //! C header: [`include/linux/reboot.h`](srctree/include/linux/reboot.h)
 
@@ -13,35 +13,35 @@ use kernel::{
     types::Opaque, //
 };
 
-/// Who is told.
-pub(crate) trait GoingDown: Send + Sync {
+/// Handles reboots.
+pub(crate) trait RebootHandler: Send + Sync {
     /// The system halts, reboots, or starts another kernel.
-    fn going_down(&self);
+    fn reboot(&self);
 }
 
-/// Tells somebody, until it is dropped.
+/// A registered reboot notifier.
 ///
 /// # Invariants
 ///
-/// `block` is registered with `Self::notify`, but while it is made and dropped.
+/// `block` is registered with `Self::notify`, except while it is made and dropped.
 #[pin_data(PinnedDrop)]
-pub(crate) struct Notifier<T: GoingDown> {
+pub(crate) struct RebootNotifier<T: RebootHandler> {
     #[pin]
     block: Opaque<bindings::notifier_block>,
-    target: Arc<T>,
+    handler: Arc<T>,
 }
 
 // SAFETY: The block is only used by the chain, which has a lock.
-unsafe impl<T: GoingDown> Send for Notifier<T> {}
+unsafe impl<T: RebootHandler> Send for RebootNotifier<T> {}
 
 // SAFETY: As above.
-unsafe impl<T: GoingDown> Sync for Notifier<T> {}
+unsafe impl<T: RebootHandler> Sync for RebootNotifier<T> {}
 
-impl<T: GoingDown> Notifier<T> {
-    /// Tells `target` from now on.
-    pub(crate) fn new(target: Arc<T>) -> impl PinInit<Self, Error> {
+impl<T: RebootHandler> RebootNotifier<T> {
+    /// Registers a notifier that calls `handler`.
+    pub(crate) fn new(handler: Arc<T>) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            target,
+            handler,
             block <- Opaque::ffi_init(|slot: *mut bindings::notifier_block| {
                 // SAFETY: `slot` is valid for writing.
                 unsafe {
@@ -64,18 +64,18 @@ impl<T: GoingDown> Notifier<T> {
         _data: *mut c_void,
     ) -> c_int {
         let block = Opaque::cast_from(block);
-        // SAFETY: By the type invariants the block is a `Notifier<T>`'s, which stays alive as long
-        // as it is on the chain.
+        // SAFETY: By the type invariants the block is a `RebootNotifier<T>`'s, which stays alive as
+        // long as it is on the chain.
         let this = unsafe { &*kernel::container_of!(block, Self, block) };
 
-        this.target.going_down();
-        // NOTIFY_DONE: nothing that the others had to know.
+        this.handler.reboot();
+        // NOTIFY_DONE
         0
     }
 }
 
 #[pinned_drop]
-impl<T: GoingDown> PinnedDrop for Notifier<T> {
+impl<T: RebootHandler> PinnedDrop for RebootNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: The block is initialised. One that is not on the chain is not found there; when
         // this returns the callback does not run and will not run again.

@@ -15,15 +15,13 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
-    fmt,
-    prelude::*,
-    str::CString, //
+    prelude::*, //
 };
 
-/// How often a transaction is tried that other writers get in the way of.
-const TRIES: u32 = 100;
+/// How often a transaction is tried that conflicts with other writers.
+const MAX_TRIES: u32 = 100;
 
-/// A value that was read. Its bytes are what the other end wrote, and not to be trusted.
+/// A value that was read. Its bytes are what the peer wrote, and not to be trusted.
 ///
 /// # Invariants
 ///
@@ -34,14 +32,14 @@ pub(crate) struct Value {
 }
 
 impl Value {
-    /// Reads a node of a folder. [`ENOENT`] where there is none.
-    pub(crate) fn read(folder: &CStr, node: &CStr) -> Result<Self> {
+    /// Reads a node of a directory. [`ENOENT`] when there is none.
+    pub(crate) fn read(dir: &CStr, node: &CStr) -> Result<Self> {
         let none = xen_sys::xenbus_transaction { id: 0 };
         let mut len = 0;
 
         // SAFETY: Both strings are terminated, and `len` is valid for writing.
         let bytes = from_err_ptr(unsafe {
-            xen_sys::xenbus_read(none, folder.as_char_ptr(), node.as_char_ptr(), &mut len)
+            xen_sys::xenbus_read(none, dir.as_char_ptr(), node.as_char_ptr(), &mut len)
         })?;
 
         // INVARIANT: `xenbus_read()` gives its caller a copy of `len` bytes.
@@ -66,32 +64,32 @@ impl Drop for Value {
     }
 }
 
-/// A transaction on one folder, that is aborted unless it is committed.
+/// A transaction on one directory, that is aborted unless it is committed.
 pub(crate) struct Transaction<'a> {
     raw: xen_sys::xenbus_transaction,
-    folder: &'a CStr,
+    dir: &'a CStr,
 }
 
 impl<'a> Transaction<'a> {
-    fn start(folder: &'a CStr) -> Result<Self> {
+    fn start(dir: &'a CStr) -> Result<Self> {
         let mut raw = xen_sys::xenbus_transaction { id: 0 };
 
         // SAFETY: `raw` is valid for writing.
         to_result(unsafe { xen_sys::xenbus_transaction_start(&mut raw) })?;
-        Ok(Self { raw, folder })
+        Ok(Self { raw, dir })
     }
 
-    /// Writes a node of the folder.
-    pub(crate) fn write(&self, node: &CStr, value: fmt::Arguments<'_>) -> Result {
-        let value = CString::try_from_fmt(value)?;
-
-        // SAFETY: All strings are terminated, and the transaction was started.
+    /// Writes a number to a node of the directory.
+    pub(crate) fn write(&self, node: &CStr, value: u32) -> Result {
+        // SAFETY: All strings are terminated, the transaction was started, and the format takes one
+        // unsigned integer.
         to_result(unsafe {
-            xen_sys::xenbus_write(
+            xen_sys::xenbus_printf(
                 self.raw(),
-                self.folder.as_char_ptr(),
+                self.dir.as_char_ptr(),
                 node.as_char_ptr(),
-                value.as_char_ptr(),
+                c"%u".as_char_ptr(),
+                value,
             )
         })
     }
@@ -121,19 +119,17 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// Carries out `writes` on a folder as one transaction, again and again while others get in the
-/// way, but not for ever: [`EAGAIN`] after a hundred times.
-pub(crate) fn transact(folder: &CStr, writes: impl Fn(&Transaction<'_>) -> Result) -> Result {
-    let mut result = Err(EAGAIN);
-
-    for _ in 0..TRIES {
-        let transaction = Transaction::start(folder)?;
+/// Carries out `writes` on a directory as one transaction, and again while it conflicts with other
+/// writers: [`EAGAIN`] after a hundred times.
+pub(crate) fn transact(dir: &CStr, writes: impl Fn(&Transaction<'_>) -> Result) -> Result {
+    for _ in 0..MAX_TRIES {
+        let transaction = Transaction::start(dir)?;
 
         writes(&transaction)?;
-        result = transaction.commit();
-        if result != Err(EAGAIN) {
-            break;
+        match transaction.commit() {
+            Err(EAGAIN) => {}
+            result => return result,
         }
     }
-    result
+    Err(EAGAIN)
 }

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * The kernel headers from which bindgen makes the raw bindings of this folder,
+ * The kernel headers from which bindgen makes the raw bindings of this directory,
  * and the prototypes of the C helpers.
  */
 #include <linux/completion.h>
 #include <linux/device.h>
 #include <linux/interrupt.h>
+#include <linux/kobject.h>
 #include <linux/reboot.h>
 #include <linux/sysfs.h>
 #include <linux/tpm.h>

@@ -4,7 +4,7 @@
  * the wire is the kernel's.
  */
 #include <linux/build_bug.h>
-#include <linux/completion.h>
+#include <linux/sched/mm.h>
 #include <linux/stddef.h>
 #include <xen/interface/io/tpmif.h>
 #include <xen/platform_pci.h>
@@ -13,6 +13,9 @@
 #include <tpmif.h>
 
 #include "helpers.h"
+
+#define CREATE_TRACE_POINTS
+#include "trace.h"
 
 static_assert(sizeof(struct tpmif_page) == sizeof(struct vtpm_shared_page));
 static_assert(offsetof(struct tpmif_page, length) ==
@@ -39,7 +42,28 @@ bool rust_helper_xen_has_pv_devices(void)
 	return xen_domain() && xen_has_pv_devices();
 }
 
-void rust_helper_reinit_completion(struct completion *x)
+unsigned int rust_helper_memalloc_noio_save(void)
 {
-	reinit_completion(x);
+	return memalloc_noio_save();
+}
+
+void rust_helper_memalloc_noio_restore(unsigned int flags)
+{
+	memalloc_noio_restore(flags);
+}
+
+bool rust_helper_trace_command_enabled(void)
+{
+	return trace_xen_tpmfront_command_enabled();
+}
+
+void rust_helper_trace_command(struct device *dev, u32 ordinal, u8 locality,
+			       u32 request, s32 response, u64 us)
+{
+	trace_xen_tpmfront_command(dev, ordinal, locality, request, response, us);
+}
+
+void rust_helper_trace_connection(struct device *dev, u32 state)
+{
+	trace_xen_tpmfront_connection(dev, state);
 }

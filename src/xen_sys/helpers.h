@@ -5,9 +5,14 @@
 
 #include <linux/types.h>
 
-struct completion;
+struct device;
 
 bool rust_helper_xen_has_pv_devices(void);
-void rust_helper_reinit_completion(struct completion *x);
+unsigned int rust_helper_memalloc_noio_save(void);
+void rust_helper_memalloc_noio_restore(unsigned int flags);
+bool rust_helper_trace_command_enabled(void);
+void rust_helper_trace_command(struct device *dev, u32 ordinal, u8 locality,
+			       u32 request, s32 response, u64 us);
+void rust_helper_trace_connection(struct device *dev, u32 state);
 
 #endif

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Raw bindings of the kernel's Xen and TPM headers, made by bindgen when the module is built,
-//! and the kernel crate's own for everything that these refer to. No logic is here.
+//! Raw bindings of the kernel's Xen and TPM headers, made by bindgen when the module is built, and
+//! the kernel crate's own for everything that these refer to; and the tracepoints, which are C's.
 
 pub(crate) mod compat;
+pub(crate) mod trace;
 
 #[allow(
     clippy::all,

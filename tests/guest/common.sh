@@ -22,7 +22,7 @@ check_counters() {
 	echo none >/sys/class/misc/hw_random/rng_current
 	sleep 0.5
 	python /bed/counters.py commands
-	[ -d /sys/kernel/debug/xen-tpmfront/vtpm-0 ] || fail "no vtpm-0"
+	[ -d /sys/kernel/debug/vtpm-0 ] || fail "no vtpm-0"
 }
 
 check_two_vtpms() {

@@ -32,7 +32,7 @@ unload() {
 	done
 	[ ! -e /dev/tpm0 ] || fail "/dev/tpm0 is there without a driver"
 	rmmod xen_tpmfront || fail "rmmod failed"
-	[ ! -e /sys/kernel/debug/xen-tpmfront ] || fail "there is still a folder in debugfs"
+	[ ! -e /sys/kernel/debug/vtpm-0 ] || fail "there is still a directory in debugfs"
 }
 
 reload() {

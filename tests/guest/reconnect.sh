@@ -13,7 +13,7 @@ check_reconnect_goes_on() {
 	python /bed/reconnect.py seen
 	# Of a command that the daemon gave up as it ended, which is ECANCELED, the core says so.
 	is "the number of errors in the kernel log" "$(dmesg | grep 'tpm tpm0.*error' | grep -vc 'error -125$')" 0
-	dmesg | grep -q 'the TPM was started anew' || fail "the kernel log does not say that the TPM was started anew"
+	dmesg | grep -q 'the TPM was reset' || fail "the kernel log does not say that the TPM was reset"
 	[ -c /dev/tpmrm0 ] || fail "/dev/tpmrm0 is gone"
 	tpm2 getrandom --hex 8
 }

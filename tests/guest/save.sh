@@ -78,7 +78,7 @@ check_saved_runs() {
 check_saved_without_a_failure() {
 	python /bed/saved.py ended ok
 	# It is the same TPM.
-	unsaid 'started anew' 'another TPM'
+	unsaid 'TPM was reset' 'another TPM'
 }
 
 # Restored: the running command fails once and tells so. It counts once or not at all.

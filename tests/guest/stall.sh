@@ -12,13 +12,13 @@ check_stall_times_out() { python /bed/cancel.py times_out; }
 
 # The backend does not even answer a cancel: the page is wedged.
 check_stall_wedged() {
-	python /bed/cancel.py refused ESHUTDOWN
+	python /bed/cancel.py refused EPIPE
 	dmesg | grep -q 'not even to a cancel: reconnecting' || fail "the kernel log does not say so"
 }
 
 # What the whole scenario did: cancelled once, killed twice, one that timed out, one page lost.
 check_stall_counted() {
-	python /bed/counters.py are cancelled=1 'killed=2' timed_out=1 wedges=1 'refused_wedged>1' connections=2
+	python /bed/counters.py are cancelled=1 'interrupted=2' timed_out=1 wedges=1 'no_backend>1' connections=2
 }
 
 # The driver is unbound though nobody hears the TPM core's last words.

@@ -13,7 +13,7 @@ PATCH = f"{TOP}/tests/inject/plain-counters.patch"
 WORK = """
 insmod /seeded/plain-counters.ko
 for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done
-(while :; do cat /sys/kernel/debug/xen-tpmfront/vtpm-0/counters; done) >/dev/null &
+(while :; do cat /sys/kernel/debug/vtpm-0/counters; done) >/dev/null &
 end=$(($(date +%s) + 30))
 while [ $(date +%s) -lt $end ]; do cat /sys/class/tpm/tpm0/pcr-sha256/* >/dev/null; done
 kill $!

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use xen_tpm_protocol::frontend::{Cancelling, End, Ready, Running};
+use xen_tpm_protocol::frontend::{Cancelling, Completed, Idle, Submitted};
 use xen_tpm_protocol::layout::{
     FEATURE_VALUE, LENGTH, LOCALITY, MAX_PACKET, NODE_EVENT_CHANNEL, NODE_FEATURE, NODE_RING_REF,
     NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE,
@@ -90,8 +90,8 @@ impl Page for FilePage {
 
 /// Whose the page is.
 enum Token {
-    Ready(Ready),
-    Running(Running),
+    Ready(Idle),
+    Running(Submitted),
     Cancelling(Cancelling),
 }
 
@@ -173,7 +173,7 @@ impl Guest {
             t.write(&self.node(NODE_FEATURE), FEATURE_VALUE);
             t.write(&self.node("state"), "3");
         });
-        let token = Some(Token::Ready(Ready::fresh()));
+        let token = Some(Token::Ready(Idle::new()));
         self.connection = Some(Connection { page, port, token });
     }
 
@@ -257,18 +257,18 @@ impl Guest {
         let (page, token) = (&connection.page, connection.token.take());
         let looked = match token.expect("a command") {
             Token::Ready(_) => panic!("no command is under way"),
-            Token::Running(running) => running.look(page).map_err(Token::Running),
-            Token::Cancelling(cancelling) => cancelling.look(page).map_err(Token::Cancelling),
+            Token::Running(running) => running.poll(page).map_err(Token::Running),
+            Token::Cancelling(cancelling) => cancelling.poll(page).map_err(Token::Cancelling),
         };
         let (ready, outcome) = match looked {
             Err(token) => {
                 connection.token = Some(token);
                 return None;
             }
-            Ok(End::Abandoned(ready)) => (ready, Outcome::Abandoned),
-            Ok(End::Finished(finished)) => {
+            Ok(Completed::Abandoned(ready)) => (ready, Outcome::Abandoned),
+            Ok(Completed::Finished(finished)) => {
                 let mut response = vec![0; MAX_PACKET];
-                let (ready, n) = finished.answer(page, &mut response);
+                let (ready, n) = finished.response(page, &mut response);
                 response.truncate(n.expect("a response that is well-formed"));
                 (ready, Outcome::Response(response))
             }

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use xen_tpm_model::choice::{Bytes, Choices};
 use xen_tpm_model::world::{Bounds, World};
-use xen_tpm_protocol::exchange::{Exchange, Ticks};
+use xen_tpm_protocol::command::{CommandSlot, Jiffies};
 use xen_tpm_protocol::layout::{speaks_protocol, MAX_PACKET};
 use xen_tpm_protocol::packet::{
-    check_answer, check_answer_length, claimed_length, Request, HEADER_SIZE,
+    check_response, check_response_length, claimed_length, Request, HEADER_SIZE,
 };
 
 /// Looks at the clock, waits, and accesses to a page so far.
@@ -43,16 +43,16 @@ fn exchange(data: &[u8]) {
         .map(|_| {
             let length = [12, 10, 64, 9, 0, MAX_PACKET, MAX_PACKET + 1][bytes.choose(7)];
             let room = [4096, 64, 12, 10, 0][bytes.choose(5)];
-            let duration = [0, 70, 601, Ticks::MAX][bytes.choose(4)];
+            let duration = [0, 70, 601, Jiffies::MAX][bytes.choose(4)];
             (room, length, duration)
         })
         .collect::<Vec<_>>();
     let world = World::new(&mut bytes, bounds);
-    let mut exchange = Exchange::fresh();
+    let mut slot = CommandSlot::new();
 
     for (room, length, duration) in commands {
-        world.go_on(&mut exchange);
-        let _ = world.exchange(&mut exchange, room, length, duration);
+        world.go_on(&mut slot);
+        let _ = world.command(&mut slot, room, length, duration);
     }
     STEPS.fetch_add(world.steps(), Ordering::Relaxed);
 }
@@ -71,7 +71,7 @@ fn packet(data: &[u8]) {
         Err(_) => assert!(!fits),
     }
     assert_eq!(claimed_length(data).is_some(), data.len() >= HEADER_SIZE);
-    if check_answer(data).is_ok() {
+    if check_response(data).is_ok() {
         assert_eq!((data.len() as u32).to_be_bytes(), data[2..6]);
     }
 
@@ -83,7 +83,7 @@ fn packet(data: &[u8]) {
         u32::from_le_bytes(bytes)
     };
     let (length, room) = (number(0), number(4) as usize);
-    if let Ok(n) = check_answer_length(length, room) {
+    if let Ok(n) = check_response_length(length, room) {
         assert!(n == length as usize && n <= room && (HEADER_SIZE..=MAX_PACKET).contains(&n));
     }
     STEPS.fetch_add(4, Ordering::Relaxed);

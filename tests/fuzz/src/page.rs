@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering;
 
 use xen_tpm_protocol::backend::{Vacant, Wish};
-use xen_tpm_protocol::frontend::{End, Ready, Running};
+use xen_tpm_protocol::frontend::{Completed, Idle, Submitted};
 use xen_tpm_protocol::layout::{
     HEADER_SIZE as PAYLOAD, LENGTH, LOCALITY, MAX_PACKET, NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE,
 };
@@ -137,41 +137,41 @@ pub(crate) fn page(data: &[u8]) {
 }
 
 /// A packet that is easily found again.
-fn request(length: usize) -> Vec<u8> {
+fn packet(length: usize) -> Vec<u8> {
     let mut packet = vec![0x5a; length];
     packet[2..6].copy_from_slice(&(length as u32).to_be_bytes());
     packet
 }
 
 /// Looks three times, then cancels and looks four times more. `None` when the page was given up.
-fn end(page: &Changing<'_>, mut running: Running) -> Option<End> {
+fn end(page: &Changing<'_>, mut submitted: Submitted) -> Option<Completed> {
     for _ in 0..3 {
-        running = match running.look(page) {
+        submitted = match submitted.poll(page) {
             Ok(end) => return Some(end),
-            Err(running) => running,
+            Err(submitted) => submitted,
         };
     }
-    let mut cancelling = running.cancel(page);
+    let mut cancelling = submitted.cancel(page);
     for _ in 0..4 {
-        cancelling = match cancelling.look(page) {
+        cancelling = match cancelling.poll(page) {
             Ok(end) => return Some(end),
             Err(cancelling) => cancelling,
         };
     }
-    cancelling.abandon_page(page);
+    cancelling.give_up_page(page);
     None
 }
 
 /// One command of a frontend.
 fn frontend(page: &Changing<'_>) {
-    let packet = request(40);
-    let Ok(running) = Ready::fresh().submit(page, &Request::new(&packet).unwrap(), 2) else {
+    let packet = packet(40);
+    let Ok(submitted) = Idle::new().submit(page, &Request::new(&packet).unwrap(), 2) else {
         panic!("a page has room for 40 bytes");
     };
 
-    if let Some(End::Finished(finished)) = end(page, running) {
+    if let Some(Completed::Finished(finished)) = end(page, submitted) {
         let mut into = [0xee; 4096];
-        let (_ready, result) = finished.answer(page, &mut into);
+        let (_idle, result) = finished.response(page, &mut into);
 
         match result {
             Ok(n) => {
@@ -179,7 +179,7 @@ fn frontend(page: &Changing<'_>) {
                 assert_eq!(into[2..6], (n as u32).to_be_bytes());
                 assert!(
                     into[n..].iter().all(|byte| *byte == 0xee),
-                    "more than the answer"
+                    "more than the response"
                 );
             }
             Err(_) => assert_eq!(into, [0; 4096]),
@@ -195,15 +195,15 @@ fn backend(page: &Changing<'_>) {
     for _ in 0..4 {
         vacant = match vacant.look(page) {
             Wish::Nothing(vacant) | Wish::CancelledNothing(vacant) => vacant,
-            Wish::Submitted(submitted) => {
+            Wish::Submitted(request) => {
                 let mut into = [0; MAX_PACKET];
-                match submitted.take(page, &mut into) {
+                match request.take(page, &mut into) {
                     Ok((working, taken)) => {
                         assert!((HEADER_SIZE..=MAX_PACKET).contains(&taken.length));
                         assert_eq!(into[2..6], (taken.length as u32).to_be_bytes());
                         match working.is_cancelled(page) {
                             true => working.abandon(page),
-                            false => working.finish(page, &request(MAX_PACKET)).0,
+                            false => working.finish(page, &packet(MAX_PACKET)).0,
                         }
                     }
                     Err((vacant, _refused)) => vacant,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A world for one exchange in which the backend writes whatever it likes at any moment, and in
-//! which cancels, hang-ups, signals and time come as they like.
+//! A world for one command in which the backend writes whatever it likes at any moment, and in
+//! which cancels, aborts, signals and time come as they like.
 //!
 //! The page has no bytes: each value that is read from it is a choice, as if the backend had just
 //! written it. That is more than any backend can do, and all that the reader ever sees of one.
@@ -11,9 +11,9 @@ mod page;
 
 use std::cell::{Cell, RefCell};
 
-use xen_tpm_protocol::exchange::{
-    Control, Exchange, Failure, Flag, Flags, Line, Ticks, Wait, GRACE_MS, LEAST_LIMIT_MS,
-    MOST_LIMIT_MS,
+use xen_tpm_protocol::command::{
+    CommandSlot, Failure, Flag, Flags, Jiffies, Transport, Wait, WaitContext, CANCEL_TIMEOUT_MS,
+    MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, SILENT_TIMEOUT_MS,
 };
 use xen_tpm_protocol::layout::MAX_PACKET;
 use xen_tpm_protocol::packet::HEADER_SIZE;
@@ -21,9 +21,12 @@ use xen_tpm_protocol::State;
 
 use crate::choice::Choices;
 
-/// How many steps an exchange may take after its time is over and all is quiet: many more than it
+/// How many steps a command may take after its time is over and all is quiet: many more than it
 /// needs, many less than for ever.
 const LAST_STEPS: u32 = 40;
+
+/// When a world begins: the clock is about to wrap.
+const START: Jiffies = Jiffies::MAX - 30;
 
 /// Whose the page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,11 +62,11 @@ impl Flag for PlainFlag {
 struct Command {
     request: Vec<u8>,
     locality: u8,
-    limit: Ticks,
-    start: Ticks,
+    timeout: Jiffies,
+    start: Jiffies,
     cancelled: bool,
     /// When SUBMIT or CANCEL was written, or the first look at the clock after that.
-    since: Ticks,
+    since: Jiffies,
     clock_read: bool,
     /// Accesses to the page and notifications.
     accesses: u32,
@@ -73,7 +76,7 @@ struct Command {
     /// A look at the state is in order.
     may_look: bool,
     length_read: Option<u32>,
-    answer: Option<Vec<u8>>,
+    response: Option<Vec<u8>>,
     cancel_asked: bool,
     killed: bool,
     notifications_owed: u32,
@@ -84,11 +87,11 @@ struct Command {
 
 impl Command {
     /// How long the backend has for what it was asked last.
-    fn time(&self) -> Ticks {
+    fn time(&self) -> Jiffies {
         if self.cancelled {
-            World::ticks(GRACE_MS)
+            World::jiffies(CANCEL_TIMEOUT_MS)
         } else {
-            self.limit
+            self.timeout
         }
     }
 }
@@ -96,9 +99,9 @@ impl Command {
 /// How much happens in a world.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bounds {
-    /// How many cancels and hang-ups there are.
+    /// How many cancels and aborts there are.
     pub interventions: u32,
-    /// How many times a wait ends before its limit, an event comes, or time passes while the
+    /// How many times a wait ends before its timeout, an event comes, or time passes while the
     /// frontend does not sleep.
     pub restlessness: u32,
     /// Fewer states, lengths and packets, for more commands.
@@ -114,14 +117,16 @@ pub struct World<'a> {
     bounds: Bounds,
     flags: Flags<PlainFlag>,
     owner: Cell<Owner>,
-    /// Whether the payload has bytes of a request or an answer.
+    /// Whether the payload has bytes of a request or a response.
     dirty: Cell<bool>,
-    now: Cell<Ticks>,
-    news: Cell<bool>,
-    hung_up: Cell<bool>,
-    /// How much is left that others may want of the exchange.
+    now: Cell<Jiffies>,
+    completed: Cell<bool>,
+    /// The last command that ended in one of these ways timed out, and had no response.
+    silent: Cell<bool>,
+    aborted: Cell<bool>,
+    /// How much is left that others may want of the command.
     interventions: Cell<u32>,
-    /// How often time may pass, and news may come, without a limit being reached.
+    /// How often time may pass, and news may come, without a timeout being reached.
     restlessness: Cell<u32>,
     command: RefCell<Command>,
     steps: Cell<u64>,
@@ -136,10 +141,10 @@ impl<'a> World<'a> {
             flags: Flags::new(PlainFlag::default),
             owner: Cell::new(Owner::Frontend(None)),
             dirty: Cell::new(false),
-            // About to wrap.
-            now: Cell::new(Ticks::MAX - 30),
-            news: Cell::new(false),
-            hung_up: Cell::new(false),
+            now: Cell::new(START),
+            completed: Cell::new(false),
+            silent: Cell::new(false),
+            aborted: Cell::new(false),
             interventions: Cell::new(bounds.interventions),
             restlessness: Cell::new(bounds.restlessness),
             command: RefCell::default(),
@@ -163,29 +168,33 @@ impl<'a> World<'a> {
 
     /// Runs one command and checks how it ended. `room` is the size of the buffer, `length` how
     /// much of it is the request.
-    pub fn exchange(
+    pub fn command(
         &self,
-        exchange: &mut Exchange,
+        slot: &mut CommandSlot,
         room: usize,
         length: usize,
-        duration: Ticks,
+        duration: Jiffies,
     ) -> Result<usize, Failure> {
         // Another one for each command.
         let fill = self.steps.get() as u8 | 1;
         let mut packet = vec![fill; room];
         let before = self.owner.get();
-        let was_hung_up = self.hung_up.get();
-        let limit = duration.clamp(Self::ticks(LEAST_LIMIT_MS), Self::ticks(MOST_LIMIT_MS));
+        let was_aborted = self.aborted.get();
+        let timeout = if self.silent.get() {
+            Self::jiffies(SILENT_TIMEOUT_MS)
+        } else {
+            duration.clamp(Self::jiffies(MIN_TIMEOUT_MS), Self::jiffies(MAX_TIMEOUT_MS))
+        };
 
         *self.command.borrow_mut() = Command {
             request: packet.get(..length).unwrap_or_default().to_vec(),
             locality: fill,
-            limit,
+            timeout,
             start: self.now.get(),
             since: self.now.get(),
             ..Command::default()
         };
-        let result = exchange.run(self, &mut packet, length, fill, duration);
+        let result = slot.transmit(self, &mut packet, length, fill, duration);
         let command = self.command.borrow();
 
         assert!(!self.dirty.get(), "{result:?}: the payload is not wiped");
@@ -193,19 +202,26 @@ impl<'a> World<'a> {
             command.notifications_owed, 0,
             "the backend was not notified"
         );
-        assert_eq!(exchange.is_wedged(), self.owner.get() == Owner::GivenUp);
+        assert_eq!(slot.is_wedged(), self.owner.get() == Owner::GivenUp);
         assert!(
             !matches!(self.owner.get(), Owner::Backend { .. }),
             "the backend has the page, and nobody looks any more"
         );
-        assert!(!was_hung_up || result.is_err(), "a command after a hang-up");
+        assert!(!was_aborted || result.is_err(), "a command after an abort");
 
-        let over = self.past(command.start) >= command.limit;
+        let over = self.past(command.start) >= command.timeout;
         match result {
             Ok(n) => {
-                let answer = command.answer.as_deref().expect("an answer out of nothing");
+                let response = command
+                    .response
+                    .as_deref()
+                    .expect("a response out of nothing");
                 assert_eq!(Some(n as u32), command.length_read);
-                assert_eq!(answer, &packet[..n], "not what was copied out of the page");
+                assert_eq!(
+                    response,
+                    &packet[..n],
+                    "not what was copied out of the page"
+                );
                 assert_eq!(
                     (n as u32).to_be_bytes(),
                     packet[2..6],
@@ -213,50 +229,65 @@ impl<'a> World<'a> {
                 );
                 assert!(
                     !command.cancelled || command.cancel_asked,
-                    "an answer to a command that was given up"
+                    "a response to a command that was given up"
                 );
             }
             Err(Failure::Request(_)) => {
                 assert!(!(HEADER_SIZE..=MAX_PACKET).contains(&length) || length > room);
                 assert_eq!(command.accesses, 0);
             }
-            Err(Failure::Wedged) => {
-                assert_eq!((before, command.accesses), (Owner::GivenUp, 0));
+            Err(Failure::NoBackend) => {
+                assert!(self.aborted.get() || (before, command.accesses) == (Owner::GivenUp, 0))
             }
-            Err(Failure::NoBackend) => assert!(self.hung_up.get()),
-            Err(Failure::TimedOut) => assert!(over, "it had {} more", command.limit),
-            Err(Failure::Killed) => assert!(command.killed),
+            Err(Failure::Restart) => panic!("a signal is none of the protocol's"),
+            Err(Failure::TimedOut) => assert!(over, "it had {} more", command.timeout),
+            Err(Failure::Interrupted) => assert!(command.killed),
             Err(Failure::Cancelled) => assert!(
                 command.cancel_asked || self.owner.get() == Owner::Frontend(Some(State::Idle)),
                 "neither was a cancel asked for nor IDLE seen"
             ),
-            Err(Failure::Answer(_)) => {
+            Err(Failure::Response(_)) => {
                 assert!(
                     packet.iter().all(|byte| *byte == 0),
-                    "half an answer is left"
+                    "half a response is left"
                 );
             }
+        }
+        match result {
+            Ok(_) | Err(Failure::Response(_)) => self.silent.set(false),
+            Err(Failure::TimedOut) => self.silent.set(true),
+            Err(_) => {}
         }
         result
     }
 
     /// Lets the driver reconnect, or not, where the connection is of no use any more.
-    pub fn go_on(&self, exchange: &mut Exchange) {
-        if (exchange.is_wedged() || self.hung_up.get()) && self.choose(2) == 1 {
-            *exchange = self.reconnect();
+    pub fn go_on(&self, slot: &mut CommandSlot) {
+        if (slot.is_wedged() || self.aborted.get()) && self.choose(2) == 1 {
+            *slot = self.reconnect();
         }
     }
 
-    /// A new connection: fresh page, same meeting point.
-    fn reconnect(&self) -> Exchange {
-        self.connected();
-        self.hung_up.set(false);
+    /// Lets the driver reconnect.
+    pub fn reconnect_to(&self, slot: &mut CommandSlot) {
+        *slot = self.reconnect();
+    }
+
+    /// Time since the beginning.
+    pub fn elapsed(&self) -> Jiffies {
+        self.past(START)
+    }
+
+    /// A new connection: fresh page, same wait context.
+    fn reconnect(&self) -> CommandSlot {
+        self.clear_abort();
+        self.aborted.set(false);
         self.owner.set(Owner::Frontend(None));
-        Exchange::fresh()
+        CommandSlot::new()
     }
 
     /// Time since `then`.
-    fn past(&self, then: Ticks) -> Ticks {
+    fn past(&self, then: Jiffies) -> Jiffies {
         self.now.get().wrapping_sub(then)
     }
 
@@ -286,8 +317,8 @@ impl<'a> World<'a> {
             }
             2 => {
                 self.intervene();
-                self.hung_up.set(true);
-                self.hang_up();
+                self.aborted.set(true);
+                self.abort();
             }
             _ => {}
         }
@@ -342,34 +373,34 @@ impl<'a> World<'a> {
     }
 }
 
-impl Control for World<'_> {
+impl WaitContext for World<'_> {
     type Flag = PlainFlag;
 
     fn flags(&self) -> &Flags<PlainFlag> {
         &self.flags
     }
 
-    fn announce(&self) {
-        self.news.set(true);
+    fn complete(&self) {
+        self.completed.set(true);
     }
 
-    fn forget(&self) {
+    fn reinit(&self) {
         self.step();
         // A cancel that came so far is none of this command's.
         self.command.borrow_mut().cancel_asked = false;
-        self.news.set(false);
+        self.completed.set(false);
     }
 
-    fn wait(&self, limit: Ticks, killable: bool) -> Wait {
+    fn wait(&self, timeout: Jiffies, killable: bool) -> Wait {
         self.step();
         self.storm();
         if self.bounds.flicker {
             self.command.borrow_mut().may_look = true;
-            return Wait::News;
+            return Wait::Completed;
         }
 
         let mut command = self.command.borrow_mut();
-        assert!(limit > 0);
+        assert!(timeout > 0);
         assert_eq!(
             command.notifications_owed, 0,
             "sleeps without having notified"
@@ -377,18 +408,18 @@ impl Control for World<'_> {
         assert_eq!(killable, !command.cancelled);
         let (gone, time) = (self.past(command.since), command.time());
         assert!(
-            gone + limit <= time,
-            "{gone} are gone of {time}, and it sleeps for {limit}"
+            gone + timeout <= time,
+            "{gone} are gone of {time}, and it sleeps for {timeout}"
         );
-        let asked = self.hung_up.get() || command.cancel_asked && !command.cancelled;
+        let asked = self.aborted.get() || command.cancel_asked && !command.cancelled;
         assert!(
-            !asked || self.news.get(),
-            "sleeps over a hang-up or a cancel"
+            !asked || self.completed.get(),
+            "sleeps over an abort or a cancel"
         );
         command.may_look = true;
 
-        if self.news.replace(false) {
-            return Wait::News;
+        if self.completed.replace(false) {
+            return Wait::Completed;
         }
         if self.restlessness.get() > 0 {
             let way = self.choose(if killable { 5 } else { 4 });
@@ -398,25 +429,29 @@ impl Control for World<'_> {
             let passed = match way {
                 1 => 0,
                 2 => 1,
-                3 => limit - 1,
+                3 => timeout - 1,
                 4 => {
                     command.killed = true;
-                    return Wait::Killed;
+                    return Wait::Interrupted;
                 }
-                _ => limit,
+                _ => timeout,
             };
             self.now.set(self.now.get().wrapping_add(passed));
-            return if way == 0 { Wait::TimedOut } else { Wait::News };
+            return if way == 0 {
+                Wait::TimedOut
+            } else {
+                Wait::Completed
+            };
         }
-        self.now.set(self.now.get().wrapping_add(limit));
+        self.now.set(self.now.get().wrapping_add(timeout));
         Wait::TimedOut
     }
 
-    fn ticks(ms: u32) -> Ticks {
-        ms as Ticks / 1000
+    fn jiffies(ms: u32) -> Jiffies {
+        ms as Jiffies / 1000
     }
 
-    fn now(&self) -> Ticks {
+    fn now(&self) -> Jiffies {
         self.step();
         if self.restlessness.get() > 0 && self.choose(2) == 1 {
             self.restlessness.set(self.restlessness.get() - 1);
@@ -432,15 +467,15 @@ impl Control for World<'_> {
     }
 }
 
-impl Line for World<'_> {
+impl Transport for World<'_> {
     type Page = Self;
-    type Control = Self;
+    type Context = Self;
 
     fn page(&self) -> &Self {
         self
     }
 
-    fn control(&self) -> &Self {
+    fn context(&self) -> &Self {
         self
     }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Both ends of the wire and the meeting point, in all orders that the memory model has for them:
+//! Both sides of the protocol and the wait context, in all orders that the memory model has for them:
 //! loom runs them again and again, with every interleaving and every value that a load may see.
 //! The backend here keeps to the protocol, and nothing but its own end limits a wait: a wake-up
 //! that is lost is a deadlock, which loom finds.
@@ -13,7 +13,9 @@ use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
 use xen_tpm_protocol::backend::{Vacant, Wish};
-use xen_tpm_protocol::exchange::{Control, Exchange, Failure, Flag, Flags, Line, Ticks, Wait};
+use xen_tpm_protocol::command::{
+    CommandSlot, Failure, Flag, Flags, Jiffies, Transport, Wait, WaitContext,
+};
 use xen_tpm_protocol::layout::{LENGTH, LOCALITY, PAD, STATE};
 use xen_tpm_protocol::packet::HEADER_SIZE;
 use xen_tpm_protocol::{Memory, OutOfPage, Page};
@@ -38,15 +40,15 @@ impl Flag for LoomFlag {
     }
 }
 
-/// What is announced, as a completion has it.
+/// As the kernel's.
 #[derive(Default)]
-struct Announced {
-    news: bool,
+struct Completion {
+    done: bool,
     /// The time is over, for good.
     over: bool,
 }
 
-/// A page, an event channel each way, and the meeting point.
+/// A page, an event channel each way, and the wait context.
 struct Wire {
     length: AtomicU32,
     state: AtomicU8,
@@ -54,7 +56,7 @@ struct Wire {
     /// In place of a payload: the byte after the header.
     byte: AtomicU8,
     flags: Flags<LoomFlag>,
-    announced: Mutex<Announced>,
+    completion: Mutex<Completion>,
     to_frontend: Condvar,
     /// How often the backend was notified and did not look yet, and whether it may end.
     notified: Mutex<(u32, bool)>,
@@ -69,7 +71,7 @@ impl Wire {
             locality: AtomicU8::new(0),
             byte: AtomicU8::new(0),
             flags: Flags::new(|| LoomFlag(AtomicBool::new(false))),
-            announced: Mutex::new(Announced::default()),
+            completion: Mutex::new(Completion::default()),
             to_frontend: Condvar::new(),
             notified: Mutex::new((0, false)),
             to_backend: Condvar::new(),
@@ -92,7 +94,7 @@ impl Wire {
 
     /// The time of all waits is over.
     fn time_is_over(&self) {
-        self.announced.lock().unwrap().over = true;
+        self.completion.lock().unwrap().over = true;
         self.to_frontend.notify_one();
     }
 
@@ -102,20 +104,20 @@ impl Wire {
         self.to_backend.notify_one();
     }
 
-    /// Sends `nonce`; the answer is the one to it, or there is none.
-    fn command(&self, exchange: &mut Exchange, nonce: u8) -> Result<(), Failure> {
+    /// Sends `nonce`; the response is the one to it, or there is none.
+    fn command(&self, slot: &mut CommandSlot, nonce: u8) -> Result<(), Failure> {
         let mut packet = [nonce; PACKET];
-        let n = exchange.run(self, &mut packet, PACKET, nonce, 1)?;
+        let n = slot.transmit(self, &mut packet, PACKET, nonce, 1)?;
 
         assert_eq!(
             (n, packet[HEADER_SIZE]),
             (PACKET, !nonce),
-            "not the answer to this command"
+            "not the response to this command"
         );
         Ok(())
     }
 
-    /// A backend that keeps to the protocol. Whether it answers a command that was cancelled is
+    /// A backend that keeps to the protocol. Whether it responds to a command that was cancelled is
     /// its own affair.
     fn backend(&self) {
         let mut vacant = Vacant::mapped();
@@ -211,55 +213,55 @@ impl Memory for Wire {
     }
 }
 
-impl Control for Wire {
+impl WaitContext for Wire {
     type Flag = LoomFlag;
 
     fn flags(&self) -> &Flags<LoomFlag> {
         &self.flags
     }
 
-    fn announce(&self) {
-        self.announced.lock().unwrap().news = true;
+    fn complete(&self) {
+        self.completion.lock().unwrap().done = true;
         self.to_frontend.notify_one();
     }
 
-    fn forget(&self) {
-        self.announced.lock().unwrap().news = false;
+    fn reinit(&self) {
+        self.completion.lock().unwrap().done = false;
     }
 
-    fn wait(&self, _limit: Ticks, _killable: bool) -> Wait {
-        let mut announced = self.announced.lock().unwrap();
+    fn wait(&self, _limit: Jiffies, _killable: bool) -> Wait {
+        let mut completion = self.completion.lock().unwrap();
 
         loop {
-            if announced.news {
-                announced.news = false;
-                return Wait::News;
+            if completion.done {
+                completion.done = false;
+                return Wait::Completed;
             }
-            if announced.over {
+            if completion.over {
                 return Wait::TimedOut;
             }
-            announced = self.to_frontend.wait(announced).unwrap();
+            completion = self.to_frontend.wait(completion).unwrap();
         }
     }
 
-    fn ticks(_ms: u32) -> Ticks {
+    fn jiffies(_ms: u32) -> Jiffies {
         1
     }
 
-    fn now(&self) -> Ticks {
+    fn now(&self) -> Jiffies {
         0
     }
 }
 
-impl Line for Wire {
+impl Transport for Wire {
     type Page = Self;
-    type Control = Self;
+    type Context = Self;
 
     fn page(&self) -> &Self {
         self
     }
 
-    fn control(&self) -> &Self {
+    fn context(&self) -> &Self {
         self
     }
 
@@ -297,21 +299,21 @@ fn all_orders(preemptions: usize, scenario: fn(&Arc<Wire>)) {
 }
 
 fn two_commands(wire: &Arc<Wire>) {
-    let mut exchange = Exchange::fresh();
+    let mut slot = CommandSlot::new();
 
-    assert_eq!(wire.command(&mut exchange, 1), Ok(()));
-    assert_eq!(wire.command(&mut exchange, 2), Ok(()));
+    assert_eq!(wire.command(&mut slot, 1), Ok(()));
+    assert_eq!(wire.command(&mut slot, 2), Ok(()));
 }
 
 /// Two commands, and beside them what `other` does, in a thread of its own.
 fn beside(wire: &Arc<Wire>, other: fn(&Wire)) -> [Result<(), Failure>; 2] {
-    let mut exchange = Exchange::fresh();
+    let mut slot = CommandSlot::new();
     let other = {
         let wire = wire.clone();
         thread::spawn(move || other(&wire))
     };
-    let first = wire.command(&mut exchange, 1);
-    let second = wire.command(&mut exchange, 2);
+    let first = wire.command(&mut slot, 1);
+    let second = wire.command(&mut slot, 2);
 
     other.join().unwrap();
     [first, second]
@@ -326,20 +328,20 @@ fn a_cancel(wire: &Arc<Wire>) {
     }
 }
 
-fn a_hang_up(wire: &Arc<Wire>) {
-    let [first, second] = beside(wire, |wire| wire.hang_up());
+fn an_abort(wire: &Arc<Wire>) {
+    let [first, second] = beside(wire, |wire| wire.abort());
 
     assert!(
         matches!(first, Ok(()) | Err(Failure::NoBackend)),
         "{first:?}"
     );
     assert!(
-        matches!(second, Ok(()) | Err(Failure::NoBackend | Failure::Wedged)),
+        matches!(second, Ok(()) | Err(Failure::NoBackend)),
         "{second:?}"
     );
-    // Whoever hung up may rely on it.
+    // Whoever aborted may rely on it.
     assert_eq!(
-        wire.command(&mut Exchange::fresh(), 3),
+        wire.command(&mut CommandSlot::new(), 3),
         Err(Failure::NoBackend)
     );
 }
@@ -347,14 +349,14 @@ fn a_hang_up(wire: &Arc<Wire>) {
 fn a_time_out(wire: &Arc<Wire>) {
     for result in beside(wire, Wire::time_is_over) {
         assert!(
-            matches!(result, Ok(()) | Err(Failure::TimedOut | Failure::Wedged)),
+            matches!(result, Ok(()) | Err(Failure::TimedOut | Failure::NoBackend)),
             "{result:?}"
         );
     }
 }
 
 #[test]
-fn answers_belong_to_their_commands_in_all_orders() {
+fn responses_belong_to_their_commands_in_all_orders() {
     all_orders(3, two_commands);
 }
 
@@ -364,8 +366,8 @@ fn a_cancel_at_any_moment() {
 }
 
 #[test]
-fn a_hang_up_at_any_moment() {
-    all_orders(1, a_hang_up);
+fn an_abort_at_any_moment() {
+    all_orders(1, an_abort);
 }
 
 #[test]
@@ -378,6 +380,6 @@ fn a_time_out_at_any_moment() {
 fn with_more_preemptions() {
     all_orders(4, two_commands);
     all_orders(2, a_cancel);
-    all_orders(2, a_hang_up);
+    all_orders(2, an_abort);
     all_orders(2, a_time_out);
 }

@@ -88,7 +88,7 @@ impl Page for World<'_> {
         assert_eq!(
             self.owner.get(),
             Owner::Frontend(Some(State::Finish)),
-            "no answer was announced"
+            "no response was announced"
         );
         assert_eq!(command.length_read, None, "length is read twice");
         let length = LENGTHS[self.choose_few(FEW, LENGTHS.len())];
@@ -110,16 +110,16 @@ impl Page for World<'_> {
         assert_eq!(
             self.owner.get(),
             Owner::Frontend(Some(State::Finish)),
-            "no answer was announced"
+            "no response was announced"
         );
         assert_eq!(offset, payload_offset(0));
         assert!(length <= MAX_PACKET, "{length} bytes are out of the page");
         assert_eq!(
             Some(length as u32),
             command.length_read,
-            "not the length that was judged"
+            "not the length that was checked"
         );
-        assert!(command.answer.is_none(), "the payload is read twice");
+        assert!(command.response.is_none(), "the payload is read twice");
 
         let claimed = match self.choose_few(FEW, 4) {
             0 => length as u32,
@@ -129,7 +129,7 @@ impl Page for World<'_> {
         };
         into.fill(0xa5);
         into[2..6].copy_from_slice(&claimed.to_be_bytes());
-        command.answer = Some(into.to_vec());
+        command.response = Some(into.to_vec());
         Ok(())
     }
 

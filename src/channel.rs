@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What [`protocol::command`](crate::protocol::command) runs on in the kernel: a granted page, an
+//! event channel, a completion and jiffies; and the errno of each failure.
+//! `Documentation/protocol.rst` has the errnos as a table.
+
+use crate::{
+    counters::{
+        Counter,
+        Counters, //
+    },
+    protocol::{
+        command::{
+            self,
+            CommandSlot,
+            Failure,
+            Flag,
+            Flags,
+            Transport,
+            WaitContext, //
+        },
+        layout,
+        packet::BadRequest,
+        Byte,
+        OutOfPage,
+        Page, //
+    },
+    xen::{
+        bus,
+        completion::{
+            self,
+            Completion, //
+        },
+        event::{
+            Eoi,
+            EventChannel,
+            Handler, //
+        },
+        grant::{
+            GrantedPage,
+            PAGE_SIZE, //
+        },
+    },
+};
+use kernel::{
+    bindings,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::Full,
+            Acquire,
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+    },
+    time::{
+        msecs_to_jiffies,
+        Jiffies, //
+    },
+};
+
+const _: () = assert!(PAGE_SIZE == layout::PAGE_SIZE);
+
+/// How long a command may take when the device or the system is shutting down.
+const SHUTDOWN_TIMEOUT_MS: u32 = 1_000;
+
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        // CAST: Errnos are small.
+        let errno = |errno: u32| Error::from_errno(-(errno as i32));
+
+        match failure {
+            Failure::Request(BadRequest::TooShort) => EINVAL,
+            Failure::Request(BadRequest::TooLong) => E2BIG,
+            Failure::NoBackend => EPIPE,
+            Failure::Restart => ERESTARTSYS,
+            Failure::Cancelled => errno(bindings::ECANCELED),
+            Failure::TimedOut => errno(bindings::ETIME),
+            Failure::Interrupted => EINTR,
+            Failure::Response(_) => EIO,
+        }
+    }
+}
+
+impl Flag for Atomic<bool> {
+    fn get(&self) -> bool {
+        self.load(Relaxed)
+    }
+
+    fn set(&self, value: bool) {
+        self.store(value, Relaxed);
+    }
+
+    fn swap(&self, value: bool) -> bool {
+        self.xchg(value, Full)
+    }
+}
+
+/// Where the waiting task meets those who want something of it.
+#[pin_data]
+pub(crate) struct CommandControl {
+    #[pin]
+    completion: Completion,
+    flags: Flags<Atomic<bool>>,
+    counters: Counters,
+    /// Set on unbind and shutdown.
+    shutting_down: Atomic<bool>,
+    /// The running command began after that.
+    late: Atomic<bool>,
+    /// The start of the running command, or of the shutdown if that is later.
+    start: Atomic<Jiffies>,
+}
+
+impl CommandControl {
+    /// No command is running.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            completion <- Completion::new(),
+            flags: Flags::new(|| Atomic::new(false)),
+            counters: Counters::new(),
+            shutting_down: Atomic::new(false),
+            late: Atomic::new(false),
+            start: Atomic::new(0),
+        })
+    }
+
+    /// From now on the timeout of a command and its cancel is [`SHUTDOWN_TIMEOUT_MS`]. If a command
+    /// runs now, its cancel has as long as ever: vtpm-stubdom does not survive that its page goes
+    /// while it is busy.
+    pub(crate) fn begin_shutdown(&self) {
+        self.start.store(completion::now(), Relaxed);
+        // Releases the start.
+        self.shutting_down.xchg(true, Full);
+        self.completion.complete();
+    }
+
+    /// Whether the device or the system is shutting down.
+    pub(crate) fn is_shutting_down(&self) -> bool {
+        self.shutting_down.load(Acquire)
+    }
+
+    /// What is left of a command's timeout.
+    fn remaining(&self, timeout: Jiffies) -> Jiffies {
+        if !self.is_shutting_down() {
+            return timeout;
+        }
+        let elapsed = completion::now().wrapping_sub(self.start.load(Relaxed));
+
+        timeout.min(msecs_to_jiffies(SHUTDOWN_TIMEOUT_MS).saturating_sub(elapsed))
+    }
+
+    /// What happened on all connections.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl WaitContext for CommandControl {
+    type Flag = Atomic<bool>;
+
+    fn flags(&self) -> &Flags<Atomic<bool>> {
+        &self.flags
+    }
+
+    fn complete(&self) {
+        self.completion.complete();
+    }
+
+    fn reinit(&self) {
+        self.start.store(completion::now(), Relaxed);
+        self.late.store(self.is_shutting_down(), Relaxed);
+        self.completion.drain();
+    }
+
+    fn wait(&self, timeout: Jiffies, killable: bool) -> command::Wait {
+        // Only a cancelled command is not killable.
+        let timeout = if killable || self.late.load(Relaxed) {
+            self.remaining(timeout)
+        } else {
+            timeout
+        };
+        if timeout == 0 {
+            return command::Wait::TimedOut;
+        }
+
+        match self.completion.wait(timeout, killable) {
+            completion::Wait::Completed => command::Wait::Completed,
+            completion::Wait::TimedOut => command::Wait::TimedOut,
+            completion::Wait::Interrupted => command::Wait::Interrupted,
+        }
+    }
+
+    fn jiffies(ms: u32) -> Jiffies {
+        msecs_to_jiffies(ms)
+    }
+
+    fn now(&self) -> Jiffies {
+        completion::now()
+    }
+}
+
+/// The shared page.
+type SharedPage = GrantedPage<{ layout::HEADER_SIZE }>;
+
+/// Handles the backend's events.
+struct EvtchnHandler {
+    page: SharedPage,
+    control: Arc<CommandControl>,
+}
+
+impl Handler for EvtchnHandler {
+    fn handle(&self) -> Eoi {
+        if self.control.event(self.page.state()) {
+            return Eoi::Normal;
+        }
+        self.control.counters.add(Counter::SpuriousEvents, 1);
+        Eoi::Spurious
+    }
+}
+
+impl Transport for EventChannel<EvtchnHandler> {
+    type Page = SharedPage;
+    type Context = CommandControl;
+
+    fn page(&self) -> &SharedPage {
+        &self.handler().page
+    }
+
+    fn context(&self) -> &CommandControl {
+        &self.handler().control
+    }
+
+    fn notify(&self) {
+        EventChannel::notify(self);
+    }
+}
+
+/// A page and an event channel that are shared with a backend.
+pub(crate) struct Channel {
+    event: EventChannel<EvtchnHandler>,
+    slot: CommandSlot,
+}
+
+impl Channel {
+    /// Makes a page and an event channel for the device's backend.
+    pub(crate) fn new(bus: &mut bus::BusGuard<'_>, control: Arc<CommandControl>) -> Result<Self> {
+        let page = SharedPage::new(bus)?;
+        let handler = KBox::pin(EvtchnHandler { page, control }, GFP_KERNEL)?;
+
+        Ok(Self {
+            event: EventChannel::new(bus, handler)?,
+            slot: CommandSlot::new(),
+        })
+    }
+
+    /// The page's grant reference.
+    pub(crate) fn grant(&self) -> u32 {
+        self.event.page().grant()
+    }
+
+    /// The event channel's port.
+    pub(crate) fn port(&self) -> u32 {
+        self.event.port()
+    }
+
+    /// Whether the page is given up. Another connection is the only way on.
+    pub(crate) fn is_wedged(&self) -> bool {
+        self.slot.is_wedged()
+    }
+
+    /// Carries out a command: [`CommandSlot::transmit`].
+    #[inline]
+    pub(crate) fn transmit(
+        &mut self,
+        packet: &mut [u8],
+        length: usize,
+        locality: u8,
+        duration: Jiffies,
+    ) -> Result<usize, Failure> {
+        self.slot
+            .transmit(&self.event, packet, length, locality, duration)
+    }
+}
+
+impl Page for SharedPage {
+    fn state(&self) -> u8 {
+        self.load_acquire_u8::<{ layout::STATE }>()
+    }
+
+    fn set_state(&self, value: u8) {
+        self.store_release_u8::<{ layout::STATE }>(value);
+    }
+
+    fn byte(&self, field: Byte) -> u8 {
+        match field {
+            Byte::Locality => self.load_u8::<{ layout::LOCALITY }>(),
+            Byte::Pad => self.load_u8::<{ layout::PAD }>(),
+            Byte::NrExtraPages => self.load_u8::<{ layout::NR_EXTRA_PAGES }>(),
+        }
+    }
+
+    fn set_byte(&self, field: Byte, value: u8) {
+        match field {
+            Byte::Locality => self.store_u8::<{ layout::LOCALITY }>(value),
+            Byte::Pad => self.store_u8::<{ layout::PAD }>(value),
+            Byte::NrExtraPages => self.store_u8::<{ layout::NR_EXTRA_PAGES }>(value),
+        }
+    }
+
+    fn length(&self) -> u32 {
+        self.load_le32::<{ layout::LENGTH }>()
+    }
+
+    fn set_length(&self, value: u32) {
+        self.store_le32::<{ layout::LENGTH }>(value);
+    }
+
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+        GrantedPage::read(self, offset, into).map_err(|_| OutOfPage)
+    }
+
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        GrantedPage::write(self, offset, from).map_err(|_| OutOfPage)
+    }
+
+    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+        self.zero_from(offset).map_err(|_| OutOfPage)
+    }
+}

@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The state of the connection for all who ask, the wait for a backend that is connecting, and the
+//! back-off of reconnects.
+
+use crate::protocol::{
+    command::Failure,
+    state::{
+        ConnEvent,
+        ConnState, //
+    },
+};
+use kernel::{
+    fmt, new_condvar, new_mutex,
+    prelude::*,
+    sync::{
+        CondVar,
+        CondVarTimeoutResult,
+        Mutex, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Delta,
+        Instant,
+        Monotonic, //
+    },
+};
+
+/// How long a command waits for a backend that is connecting, before it fails.
+const CONNECT_TIMEOUT: Delta = Delta::from_millis(10_000);
+
+/// A connection that was of use for so long was a good one.
+const STABLE: Delta = Delta::from_millis(1_000);
+
+/// So many connections in a row are made at once, whatever becomes of them.
+const FREE_ATTEMPTS: u32 = 3;
+
+/// The first delay, which then doubles, and how often it does.
+const BACKOFF_MS: u32 = 50;
+const BACKOFF_DOUBLINGS: u32 = 6;
+
+struct Inner {
+    state: ConnState,
+    /// Since when.
+    since: Instant<Monotonic>,
+    /// Whether commands wait for a backend that is connecting.
+    wait_allowed: bool,
+    /// The command that waits is cancelled.
+    cancelled: bool,
+    /// Connections in a row that were of no use.
+    attempts: u32,
+    /// A connection is to be made after a delay.
+    delayed: bool,
+}
+
+/// The connection's state. Its lock is held for moments only, so that nobody who asks waits for a
+/// command.
+#[pin_data]
+pub(crate) struct Connection {
+    #[pin]
+    inner: Mutex<Inner>,
+    #[pin]
+    changed: CondVar,
+}
+
+impl Connection {
+    /// There is no connection yet.
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            inner <- new_mutex!(Inner {
+                state: ConnState::Disconnected,
+                since: Instant::now(),
+                wait_allowed: true,
+                cancelled: false,
+                attempts: 0,
+                delayed: false,
+            }),
+            changed <- new_condvar!(),
+        })
+    }
+
+    /// The state. It may have changed by now.
+    pub(crate) fn state(&self) -> ConnState {
+        self.inner.lock().state
+    }
+
+    /// Changes the state as the event demands. Returns the state, if it is another one now.
+    pub(crate) fn advance(&self, event: ConnEvent) -> Option<ConnState> {
+        let mut inner = self.inner.lock();
+        let state = inner.state.next(event)?;
+
+        match state {
+            ConnState::Initialised => {
+                inner.attempts = inner.attempts.saturating_add(1);
+                inner.delayed = false;
+            }
+            ConnState::Disconnected => inner.delayed = false,
+            _ => {}
+        }
+        if state == inner.state {
+            return None;
+        }
+        if inner.state == ConnState::Connected && inner.since.elapsed() >= STABLE {
+            inner.attempts = 0;
+        }
+        inner.state = state;
+        inner.since = Instant::now();
+        self.changed.notify_all();
+        Some(state)
+    }
+
+    /// From now on no command waits for a backend.
+    pub(crate) fn begin_shutdown(&self) {
+        self.inner.lock().wait_allowed = false;
+        self.changed.notify_all();
+    }
+
+    /// Shows the state, and for how long it has been that.
+    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner.lock();
+
+        writeln!(
+            f,
+            "{:?} for {} ms",
+            inner.state,
+            inner.since.elapsed().as_millis()
+        )
+    }
+
+    /// Cancels the command that waits for a backend, if one does.
+    pub(crate) fn cancel(&self) {
+        self.inner.lock().cancelled = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits while a backend is connecting, but not for long: a backend that is running connects
+    /// quickly. So the first command after a restore or a reconnect does not fail.
+    pub(crate) fn wait_connected(&self) -> Result<(), Failure> {
+        let mut inner = self.inner.lock();
+        let mut start = None;
+
+        // The TPM core has one command at a time, so a cancel that came earlier is another's.
+        inner.cancelled = false;
+        while inner.state.is_connecting() && inner.wait_allowed {
+            let start = start.get_or_insert_with(Instant::<Monotonic>::now);
+            let left = (CONNECT_TIMEOUT - start.elapsed()).as_millis();
+            let Ok(left @ 1..) = u32::try_from(left) else {
+                break;
+            };
+
+            // A signal, which may be the freezer's: nothing was sent yet, and the system call can
+            // be restarted.
+            if let CondVarTimeoutResult::Signal { .. } = self
+                .changed
+                .wait_interruptible_timeout(&mut inner, msecs_to_jiffies(left))
+            {
+                return Err(Failure::Restart);
+            }
+            if inner.cancelled {
+                return Err(Failure::Cancelled);
+            }
+        }
+        inner.state.failure().map_or(Ok(()), Err)
+    }
+
+    /// The delay before the next connection, in milliseconds.
+    pub(crate) fn backoff_ms(&self) -> u32 {
+        match self.inner.lock().attempts.checked_sub(FREE_ATTEMPTS) {
+            None => 0,
+            Some(doublings) => BACKOFF_MS << doublings.min(BACKOFF_DOUBLINGS),
+        }
+    }
+
+    /// A connection is to be made after a delay, unless the backend closes meanwhile.
+    pub(crate) fn set_delayed(&self) {
+        self.inner.lock().delayed = true;
+    }
+
+    /// Whether the delayed connection is still to be made. Then it no longer is.
+    pub(crate) fn take_delayed(&self) -> bool {
+        core::mem::take(&mut self.inner.lock().delayed)
+    }
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Rate limits for what a backend can put into the kernel log: the driver's own messages are left
+//! out, and the TPM core's, which cannot be, are slowed down.
+
+use crate::xen::completion::now;
+use kernel::{
+    sync::atomic::{
+        Atomic,
+        Relaxed, //
+    },
+    time::{
+        msecs_to_jiffies,
+        Jiffies, //
+    },
+};
+
+/// The shortest time between two messages of a kind.
+const RATELIMIT_INTERVAL_MS: u32 = 10_000;
+
+/// The shortest time between two of many failed commands, and how many may fail without that.
+const THROTTLE_INTERVAL_MS: u32 = 1_000;
+const THROTTLE_BURST: usize = 10;
+
+/// The rate limit of one kind of message.
+pub(crate) struct RateLimit {
+    last: Atomic<Jiffies>,
+    any: Atomic<bool>,
+}
+
+impl RateLimit {
+    /// There was no message yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            last: Atomic::new(0),
+            any: Atomic::new(false),
+        }
+    }
+
+    /// Whether a message may be logged now, which the caller then does.
+    pub(crate) fn check(&self) -> bool {
+        let now = now();
+        let elapsed = now.wrapping_sub(self.last.load(Relaxed));
+
+        if self.any.load(Relaxed) && elapsed < msecs_to_jiffies(RATELIMIT_INTERVAL_MS) {
+            return false;
+        }
+        self.last.store(now, Relaxed);
+        self.any.store(true, Relaxed);
+        true
+    }
+}
+
+/// Counts commands whose failure the TPM core logs, each with a line.
+pub(crate) struct Throttle {
+    /// When the failures so far are made up for.
+    level: Atomic<Jiffies>,
+}
+
+impl Throttle {
+    /// No command failed yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            level: Atomic::new(now()),
+        }
+    }
+
+    /// A command failed. Returns whether too many did, so that it has to wait for
+    /// [`THROTTLE_INTERVAL_MS`]. The TPM core has one command at a time.
+    pub(crate) fn failed(&self) -> bool {
+        let interval = msecs_to_jiffies(THROTTLE_INTERVAL_MS);
+        let now = now();
+        let ahead = self.level.load(Relaxed).wrapping_sub(now);
+        // The level is in the past when no command failed for a while.
+        let ahead = if ahead > THROTTLE_BURST * interval * 2 {
+            interval
+        } else {
+            ahead + interval
+        };
+
+        self.level.store(now.wrapping_add(ahead), Relaxed);
+        ahead > THROTTLE_BURST * interval
+    }
+}
