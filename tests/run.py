@@ -8,7 +8,7 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, documents, host, intree, lint  # noqa: E402
+from suites import bench, deep, documents, ending, host, intree, lint  # noqa: E402
 from suites import module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
@@ -45,6 +45,7 @@ def command_test(have):
     report = begin("tests", have)
     if not named():
         lint.run(report)
+        ending.run(report)
         host.run(report, have.kernels)
         documents.run(report)
         module.run(report, have.kernels)

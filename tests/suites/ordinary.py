@@ -13,7 +13,7 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 FIRST, COUNT = 1_000_000, 65_536
 # What differs for such a user: the ids of vTPMs, and what a sandbox of another user's may do. Test
 # programs, by their names, and which of their tests.
-PROGRAMS = {"xen_vtpmd": (), "swtpm": ("isolation",)}
+PROGRAMS = {"xen_vtpmd": ("state::",), "swtpm": ("isolation::",)}
 
 
 def programs(log):
@@ -83,7 +83,9 @@ def main(script):
         shutil.copy(path, copy + path.removeprefix(TOP))
     subprocess.run(["chown", "-R", f"{FIRST}:{FIRST}", f"/mnt/{parts[0]}"], check=True)
     mount("--bind", f"/mnt/{parts[0]}", f"/{parts[0]}")
-    mount("-t", "tmpfs", "-o", f"uid={FIRST},gid={FIRST},mode=1777", "tmpfs", "/tmp")
+    # The root is that user's, too; of it the tests write to these.
+    for path in ("/tmp", "/var/lib/swtpm-localca"):
+        mount("-t", "tmpfs", "-o", f"uid={FIRST},gid={FIRST},mode=1777", "tmpfs", path)
     os.unshare(os.CLONE_NEWUSER)
     print("ready", flush=True)
     sys.stdin.readline()
