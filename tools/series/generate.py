@@ -37,6 +37,7 @@ CHANGED = (*(f"drivers/char/tpm/{name}" for name in ("tpm-sysfs.c", "tpm2-cmd.c"
            "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
            "MAINTAINERS")
 
+
 class Tree:
     """The kernel tree's files that the series is about, as a git repository."""
 
