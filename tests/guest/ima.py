@@ -268,7 +268,8 @@ def caught_up():
                 )
                 return
     raise AssertionError(
-        f"PCR 10 is {value.hex()}: not the replay of {len(new)} measurements, of which {lost} failed"
+        f"PCR 10 is {value.hex()}: not the replay of {len(new)} measurements, of which {lost}"
+        " failed"
     )
 
 

@@ -17,7 +17,9 @@ LEAST_SPEEDUP = 12
 
 def cost(measured):
     """The ratio to the bare exchange, and to the C driver."""
-    found = {name: median(samples) for name, samples in measured.times(bench.SHORTEST, ROUNDS).items()}
+    found = {
+        name: median(samples) for name, samples in measured.times(bench.SHORTEST, ROUNDS).items()
+    }
     ratio, speedup = found["rust"] / found["floor"], found["c"] / found["rust"]
     numbers = (
         f"{found['rust']:.0f} us, {ratio:.2f} of the floor, {speedup:.1f} times as fast as the C"

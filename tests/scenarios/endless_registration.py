@@ -42,7 +42,8 @@ def detach(trial):
     start = time.monotonic()
     trial.machine.must(f"xl vtpm-detach {trial.guest.name} {trial.vtpm.uuid}", 60)
     trial.guest.must(
-        "for i in $(seq 100); do [ -e /sys/bus/xen/devices/vtpm-0 ] || exit 0; sleep 0.1; done; exit 1"
+        "for i in $(seq 100); do [ -e /sys/bus/xen/devices/vtpm-0 ] || exit 0; sleep 0.1; done;"
+        " exit 1"
     )
     return f"after {time.monotonic() - start:.1f} s"
 

@@ -45,8 +45,8 @@ def killed(bed, guest, chance, number):
     kill_worker(bed)
     works(guest)
     guest.must(
-        "touch /run/churn.stop; for i in $(seq 300); do [ -s /run/churn ] && break; sleep 0.1; done; "
-        "grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }",
+        "touch /run/churn.stop; for i in $(seq 300); do [ -s /run/churn ] && break; sleep 0.1;"
+        " done; grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }",
         90,
     )
     return guest.must("python3 -E -s /bed/ima.py caught_up").strip()
@@ -67,7 +67,8 @@ def rounds(bed, guest):
 def afterwards(guest):
     """With nobody killed, nothing fails."""
     guest.must(
-        "mkdir /mnt/after; for i in $(seq 50); do echo $i $RANDOM >/mnt/after/$i; cat /mnt/after/$i; done"
+        "mkdir /mnt/after; for i in $(seq 50); do echo $i $RANDOM >/mnt/after/$i; cat"
+        " /mnt/after/$i; done"
     )
     said = guest.must("python3 -E -s /bed/ima.py caught_up").strip()
     if not said.endswith(" 0 of which failed, 0 are not in the PCR") or int(said.split()[0]) < 50:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver with a seeded bug, and the misbehaving backend: with each bug there is a behaviour that the driver fails."""
+"""The driver with a seeded bug, and the misbehaving backend: with each bug there is a behaviour
+that the driver fails."""
 
 from testbed import hostile_backend, programs
 from testbed.machine import BedError
@@ -8,8 +9,8 @@ from testbed.report import Failure
 
 SETS = ("deep",)
 
-# By the bug, the behaviour that is to find it. What is not here is not to be seen from a guest's processes, or there is another
-# check behind it.
+# By the bug, the behaviour that is to find it. What is not here is not to be seen from a guest's
+# processes, or there is another check behind it.
 BUGS = {
     "header-not-compared": "header-longer",
     "no-wipe-after-answer": "secret-answered",
@@ -32,11 +33,18 @@ def found(trial, behaviour):
 
 def run(bed):
     """A guest for each."""
-    modules = {mutations.name_of(path): mutations.build_module(bed.kernel, path) for path in mutations.patches()
-               if mutations.name_of(path) in BUGS}
+    modules = {
+        mutations.name_of(path): mutations.build_module(bed.kernel, path)
+        for path in mutations.patches()
+        if mutations.name_of(path) in BUGS
+    }
     vtpm, known = bed.vtpm("2.0"), hostile_backend.behaviours()
-    bed.boot([vtpm], dom0_memory=1792, files={hostile_backend.PROGRAM: programs.hostile_backend_path()},
-             guest_files={f"/seeded/{name}.ko": path for name, path in modules.items()})
+    bed.boot(
+        [vtpm],
+        dom0_memory=1792,
+        files={hostile_backend.PROGRAM: programs.hostile_backend_path()},
+        guest_files={f"/seeded/{name}.ko": path for name, path in modules.items()},
+    )
     trial = hostile_backend.Trial(bed, vtpm)
     trial.serve()
     for name, behaviour in BUGS.items():

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest whose frontend breaks every rule: the daemon lives on, and another guest hardly notices."""
+"""A guest whose frontend breaks every rule: the daemon lives on, and another guest hardly
+notices."""
 
 import os
 import re
@@ -16,15 +17,24 @@ SETS = ("test",)
 SLOWER = 2.0
 # What the daemon may log about one guest, in bytes a second.
 LOG_RATE = 8192
-# Each way by itself, long enough for leaks to show and for a thousand reconnections, then all of them.
-DEEP = [*((way, 30 if way == "reconnects" else 10) for way in
-          ("page", "events", "garbage", "grants", "states", "reconnects", "removal")), ("random", 60)]
+# Each way by itself, long enough for leaks to show and for a thousand reconnections, then all of
+# them.
+DEEP = [
+    *(
+        (way, 30 if way == "reconnects" else 10)
+        for way in ("page", "events", "garbage", "grants", "states", "reconnects", "removal")
+    ),
+    ("random", 60),
+]
 VARIANTS = {"deep": {"sets": ("deep",), "turns": DEEP, "count": 600}}
 
 
 def begin(guest, behaviour, seconds, seed):
     """Lets the guest misbehave in the background."""
-    guest.must(f"(xen-hostile-frontend {behaviour} {seconds} {seed}; echo ended $?) >/run/hostile.out 2>&1 &")
+    guest.must(
+        f"(xen-hostile-frontend {behaviour} {seconds} {seed}; echo ended $?) >/run/hostile.out"
+        " 2>&1 &"
+    )
 
 
 def spinning(honest, bad, count):
@@ -37,7 +47,8 @@ def spinning(honest, bad, count):
 
 
 def finish(guest, limit):
-    """Waits for the end of that; fails when a good command is not answered afterwards. Returns what was done."""
+    """Waits for the end of that; fails when a good command is not answered afterwards. Returns what
+    was done."""
     wait.until(lambda: "ended" in guest.must("cat /run/hostile.out"), limit,
                lambda: f"no end: {guest.must('cat /run/hostile.out')}")
     output = guest.must("cat /run/hostile.out")
@@ -53,17 +64,26 @@ def misbehave(bed, guests, behaviour, seconds, quiet, count):
     """One behaviour, while the other guest works."""
     honest, bad = guests
     seed = int(os.environ.get("SEED") or time.time())
-    used, logged, start = backend_resources.cpu_seconds(bed.machine), len(backend_resources.log(bed.machine)), time.monotonic()
+    used, logged, start = (
+        backend_resources.cpu_seconds(bed.machine),
+        len(backend_resources.log(bed.machine)),
+        time.monotonic(),
+    )
     begin(bad, behaviour, seconds, seed)
     busy = latency(honest, count)
     done = finish(bad, seconds + 120)
     span = time.monotonic() - start
-    used, logged = backend_resources.cpu_seconds(bed.machine) - used, len(backend_resources.log(bed.machine)) - logged
+    used, logged = (
+        backend_resources.cpu_seconds(bed.machine) - used,
+        len(backend_resources.log(bed.machine)) - logged,
+    )
     backend_resources.no_panic(bed.machine)
     alone, share = quiet
-    numbers = f"seed {seed}; {done}; median {alone} us before, {share} us beside a guest that only spins, " \
-        f"{busy} us meanwhile ({busy / alone:.2f} and {busy / share:.2f} times); " \
-        f"xen-vtpmd used {used:.1f} s of {span:.0f} s and logged {logged} bytes"
+    numbers = (
+        f"seed {seed}; {done}; median {alone} us before, {share} us beside a guest that only spins,"
+        f" {busy} us meanwhile ({busy / alone:.2f} and {busy / share:.2f} times); xen-vtpmd used"
+        f" {used:.1f} s of {span:.0f} s and logged {logged} bytes"
+    )
     if busy > SLOWER * share:
         raise Failure(f"the other guest is slowed down too much: {numbers}")
     if logged > LOG_RATE * span:
@@ -72,7 +92,8 @@ def misbehave(bed, guests, behaviour, seconds, quiet, count):
 
 
 def extra_pages(bed, bad):
-    """A frontend that announces extra pages is served behind its references, and none of them is mapped."""
+    """A frontend that announces extra pages is served behind its references, and none of them is
+    mapped."""
     begin(bad, "extra", 4, 1)
     time.sleep(2)
     grants = backend_resources.holdings(bed.machine)["grants"]
@@ -101,13 +122,24 @@ def run(bed, turns=(("random", 10),), count=400):
         guest = Guest(bed.machine, "hostile", [bad])
         guest.start()
         try:
-            guest.must("modprobe -a xen-gntalloc xen-evtchn; echo 100000 >/sys/module/xen_gntalloc/parameters/limit")
+            guest.must(
+                "modprobe -a xen-gntalloc xen-evtchn; echo 100000"
+                " >/sys/module/xen_gntalloc/parameters/limit"
+            )
             bed.record("extra pages", extra_pages, bed, guest)
             # With the second guest there, and idle.
             quiet = latency(honest, count), spinning(honest, guest, count)
             for behaviour, seconds in turns:
-                bed.record(f"{behaviour} for {seconds} s", misbehave, bed, (honest, guest), behaviour, seconds,
-                           quiet, count)
+                bed.record(
+                    f"{behaviour} for {seconds} s",
+                    misbehave,
+                    bed,
+                    (honest, guest),
+                    behaviour,
+                    seconds,
+                    quiet,
+                    count,
+                )
             bed.record("nothing leaks", at_the_end, bed, guest, before)
         finally:
             if guest.alive():

@@ -233,10 +233,15 @@ def build_c_kernel(stock):
 
 def build_hmac_kernel(stock):
     """The same kernel with CONFIG_TCG_TPM2_HMAC, which Debian's has not."""
-    with step("building that kernel with CONFIG_TCG_TPM2_HMAC"), tree(stock, series="hmac") as kernel:
+    with step("building that kernel with CONFIG_TCG_TPM2_HMAC"), tree(
+        stock, series="hmac"
+    ) as kernel:
         make(kernel, "hmac.log", *HMAC)
         if "CONFIG_TCG_TPM2_HMAC=y" not in content(f"{kernel.build}/.config").splitlines():
-            raise StepError("a kernel's configuration does not come out with TCG_TPM2_HMAC: see build/log/hmac.log")
+            raise StepError(
+                "a kernel's configuration does not come out with TCG_TPM2_HMAC: see"
+                " build/log/hmac.log"
+            )
         install(kernel, "hmac-install.log")
     return kernel
 
