@@ -105,7 +105,7 @@ class Testbed:
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{folder}/dom0.cpio",
                                cpus=cpus, options=options, **machine)
         seconds = self.machine.start()
-        wait.booted(seconds)
+        wait.booted(seconds / self.machine.patience)
         versions = "".join(
             f'[vtpm."{vtpm.uuid}"]\nversion = "{vtpm.version}"\n{vtpm.policy}\n' for vtpm in vtpms
         )

@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 from xml.etree import ElementTree
 
-from suites import deep, host
+from suites import deep, host, proof
 from testbed import report as reports
 from testbed import wait
 from testbed.report import Failure, Noted, Report, Skip
@@ -126,6 +126,20 @@ test result: ok. 3 passed; 0 failed
         self.assertEqual((check["name"], check["status"]), ("cargo test: b::skips", "fail"))
         with self.assertRaisesRegex(Failure, "ran no test"):
             host.count_tests(report, "cargo test", "test result: ok. 0 passed; 0 failed")
+
+
+class Hung(unittest.TestCase):
+    """Which way of finding bugs did not end."""
+
+    def test_the_one_that_was_begun_last(self):
+        log = "     Running unittests src/protocol/lib.rs (/b/deps/xen_tpm_protocol-0a1b)\n"
+        self.assertEqual(proof.hung(log), "unit and property tests")
+        log += "     Running tests/orders.rs (/b/deps/orders-0a1b)\n"
+        self.assertEqual(proof.hung(log), "all orders")
+
+    def test_a_build_that_does_not_end_finds_nothing(self):
+        with self.assertRaisesRegex(Failure, "the build"):
+            proof.hung("   Compiling xen-tpm-model v0.1.0\n")
 
 
 class Waiting(unittest.TestCase):
