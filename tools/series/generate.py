@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""make series: fixes for the TPM core, and the project's source as patches to a kernel tree, in that tree's own style.
-The abstractions go to rust/kernel/, the driver to drivers/char/tpm/; what both homes have in common is never written
-twice."""
+"""make series: fixes for the TPM core, and the project's source as patches to a kernel tree, in
+that tree's own style. The abstractions go to rust/kernel/, the driver to drivers/char/tpm/; what
+both homes have in common is never written twice."""
 
 import functools
 import glob
@@ -21,21 +21,34 @@ DRIVER = "drivers/char/tpm/xen-tpmfront"
 HERE = "tools/series"
 ABI = "Documentation/ABI/testing/sysfs-driver-xen-tpmfront"
 
-# Who sends it, as "Name <address>": the author, who signs it off and maintains the driver. Nobody can do that for
-# somebody else; without, it can be read and built, and not be sent.
+# Who sends it, as "Name <address>": the author, who signs it off and maintains the driver. Nobody
+# can do that for somebody else; without, it can be read and built, and not be sent.
 NOBODY = "The xen-tpmfront developers <xen-tpmfront@example.org>"
 SENDER = os.environ.get("SENDER") or ""
 NAME, ADDRESS = (SENDER or NOBODY).rstrip(">").split(" <")
 AUTHOR = ("-c", f"user.name={NAME}", "-c", f"user.email={ADDRESS}")
 
-# The fixes for the TPM core, each with its message, in their order; and what makes room for a driver in Rust.
+# The fixes for the TPM core, each with its message, in their order; and what makes room for a
+# driver in Rust.
 CORE = ("tpm-pcrs", "tpm-banks", "tpm-null-key", "tpm-cancel", "tpm-header")
 
 # What the series changes of the tree's files.
-CHANGED = (*(f"drivers/char/tpm/{name}" for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")),
-           "include/linux/tpm.h", PAGE, "rust/bindings/bindings_helper.h", "rust/helpers/helpers.c", "rust/helpers/mm.c",
-           "rust/kernel/lib.rs", "drivers/xen/Kconfig", "drivers/char/tpm/Kconfig", "drivers/char/tpm/Makefile",
-           "MAINTAINERS")
+CHANGED = (
+    *(
+        f"drivers/char/tpm/{name}"
+        for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")
+    ),
+    "include/linux/tpm.h",
+    PAGE,
+    "rust/bindings/bindings_helper.h",
+    "rust/helpers/helpers.c",
+    "rust/helpers/mm.c",
+    "rust/kernel/lib.rs",
+    "drivers/xen/Kconfig",
+    "drivers/char/tpm/Kconfig",
+    "drivers/char/tpm/Makefile",
+    "MAINTAINERS",
+)
 
 
 class Tree:
@@ -46,7 +59,9 @@ class Tree:
         shutil.rmtree(OUT, ignore_errors=True)
         for name in CHANGED:
             if not os.path.exists(f"{kernel}/{name}"):
-                raise StepError(f"{kernel} has no {name}: is it a kernel tree with Rust, 7.2 or later?")
+                raise StepError(
+                    f"{kernel} has no {name}: is it a kernel tree with Rust, 7.2 or later?"
+                )
             os.makedirs(os.path.dirname(f"{TREE}/{name}"), exist_ok=True)
             shutil.copyfile(f"{kernel}/{name}", f"{TREE}/{name}")
         shutil.copyfile(f"{kernel}/.rustfmt.toml", f"{TREE}/.rustfmt.toml")
@@ -65,8 +80,12 @@ class Tree:
     def core(self, name):
         """Applies a patch to the TPM core, and commits it with its message."""
         path = f"{HERE}/core/{name}.patch"
-        must(["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"], "series-core.log",
-             f"{path} does not apply: this kernel is newer than it knows", cwd=TREE)
+        must(
+            ["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"],
+            "series-core.log",
+            f"{path} does not apply: this kernel is newer than it knows",
+            cwd=TREE,
+        )
         self.commit(read(path).partition("\n---\n")[0])
 
     def patch(self, name):
@@ -98,12 +117,17 @@ class Tree:
 
     def abstraction(self, room, name):
         """A file of the kernel crate's, in one of its rooms."""
-        self.write(f"rust/kernel/{room}/{os.path.basename(name)}", source.abstraction(name, room, self._rules))
+        self.write(
+            f"rust/kernel/{room}/{os.path.basename(name)}",
+            source.abstraction(name, room, self._rules),
+        )
 
     def driver(self, names, *tables, unused=()):
         """Puts the driver's files there, without what the tables cut out, and its root."""
         for name in names:
-            self.write(f"{DRIVER}/{name.removeprefix('src/')}", source.driver(name, *tables, unused=unused))
+            self.write(
+                f"{DRIVER}/{name.removeprefix('src/')}", source.driver(name, *tables, unused=unused)
+            )
         self.write(f"{DRIVER}/xen_tpmfront.rs", source.root(*tables))
 
 
@@ -147,21 +171,35 @@ F:	rust/kernel/xen/
 # The bus; what else there is of Xen comes after it.
 BUS = ("bus", "store")
 # Its own files in the driver's directory are other ones.
-ROOTS = ("src/xen_tpmfront.rs", "src/protocol/lib.rs", "src/protocol/backend.rs", "src/protocol/quirks.rs",
-         *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM))
+ROOTS = (
+    "src/xen_tpmfront.rs",
+    "src/protocol/lib.rs",
+    "src/protocol/backend.rs",
+    "src/protocol/quirks.rs",
+    *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM),
+)
 BINDINGS = "rust/bindings/bindings_helper.h"
 
 
 def xenbus(tree):
     """The bus, and the store."""
-    tree.insert(BINDINGS, "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
-                "\n/*\n * The driver-core Rust code needs to know")
-    tree.write("rust/helpers/xen.c", "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
-               f"#include <xen/xen.h>\n\n{source.helpers('xen')}")
+    tree.insert(
+        BINDINGS,
+        "#if IS_ENABLED(CONFIG_XEN)\n#include <xen/xen.h>\n#include <xen/xenbus.h>\n#endif\n",
+        "\n/*\n * The driver-core Rust code needs to know",
+    )
+    tree.write(
+        "rust/helpers/xen.c",
+        "// SPDX-License-Identifier: GPL-2.0\n\n#include <xen/platform_pci.h>\n"
+        f"#include <xen/xen.h>\n\n{source.helpers('xen')}",
+    )
     tree.append("rust/helpers/helpers.c", '#if IS_ENABLED(CONFIG_XEN)\n#include "xen.c"\n#endif\n')
     tree.insert("drivers/xen/Kconfig", XEN_CONFIG, "endmenu\n")
-    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n", "\n#[doc(hidden)]\n"
-                "pub use bindings;\n")
+    tree.insert(
+        "rust/kernel/lib.rs",
+        "#[cfg(CONFIG_RUST_XENBUS_ABSTRACTIONS)]\npub mod xen;\n",
+        "\n#[doc(hidden)]\n" "pub use bindings;\n",
+    )
     tree.write("rust/kernel/xen.rs", source.room_list("xen", BUS))
     for name in BUS:
         tree.abstraction("xen", f"src/xen/{name}.rs")
@@ -169,8 +207,11 @@ def xenbus(tree):
 
 def grants(tree):
     """The granted page and the event channel, and what the kernel crate lacks of other things."""
-    tree.insert(BINDINGS, "#include <xen/events.h>\n#include <xen/grant_table.h>\n#include <xen/page.h>\n",
-                "#include <xen/xen.h>\n")
+    tree.insert(
+        BINDINGS,
+        "#include <xen/events.h>\n#include <xen/grant_table.h>\n#include <xen/page.h>\n",
+        "#include <xen/xen.h>\n",
+    )
     tree.insert(BINDINGS, "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
     tree.append("rust/helpers/mm.c", "\n" + source.helpers("memalloc"))
     names = source.modules("xen")
@@ -183,10 +224,17 @@ def tpm(tree):
     """The chip."""
     tree.insert(BINDINGS, "#include <linux/tpm.h>\n", "#include <linux/tracepoint.h>\n")
     tree.insert("drivers/char/tpm/Kconfig", TPM_CONFIG, "config TCG_XEN\n")
-    tree.insert("rust/kernel/lib.rs", "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n", "pub mod tracepoint;\n")
+    tree.insert(
+        "rust/kernel/lib.rs",
+        "#[cfg(CONFIG_RUST_TPM_ABSTRACTIONS)]\npub mod tpm;\n",
+        "pub mod tracepoint;\n",
+    )
     names = source.modules("tpm")
     tree.write("rust/kernel/tpm.rs", source.room_list("tpm", names, source.OF_ANY_TPM))
-    for name in (*(f"src/tpm/{name}.rs" for name in names), *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM)):
+    for name in (
+        *(f"src/tpm/{name}.rs" for name in names),
+        *(f"src/protocol/{name}.rs" for name in source.OF_ANY_TPM),
+    ):
         tree.abstraction("tpm", name)
 
 
@@ -194,12 +242,17 @@ def frontend(tree):
     """The driver, its page, and whose it is."""
     tree.insert(BINDINGS, "#include <xen/interface/io/tpmif.h>\n", "#include <xen/page.h>\n")
     names = [name for name in sources() if re.match(r"src/([^/]+|protocol/.*)\.rs$", name)]
-    tree.driver(set(names) - set(ROOTS) - {"src/locality.rs"}, source.LOCALITY, unused=source.LOCALITY_USED)
+    tree.driver(
+        set(names) - set(ROOTS) - {"src/locality.rs"}, source.LOCALITY, unused=source.LOCALITY_USED
+    )
     for name, text in zip(("trace.h", "helpers.h", "trace.c", "trace.rs"), source.trace()):
         tree.write(f"{DRIVER}/{name}", text)
-    tree.write(f"{DRIVER}/Makefile", "# SPDX-License-Identifier: GPL-2.0\n\n"
-               "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o trace.o\n\n"
-               "# define_trace.h looks for trace.h.\nCFLAGS_trace.o := -I$(src)\n")
+    tree.write(
+        f"{DRIVER}/Makefile",
+        "# SPDX-License-Identifier: GPL-2.0\n\n"
+        "obj-$(CONFIG_TCG_XEN_RUST) += xen-tpmfront.o\nxen-tpmfront-y := xen_tpmfront.o trace.o\n\n"
+        "# define_trace.h looks for trace.h.\nCFLAGS_trace.o := -I$(src)\n",
+    )
     config = read("Kconfig").replace("depends on TCG_TPM &&", "depends on TCG_TPM=y &&")
     config = config.replace("	select XEN_XENBUS_FRONTEND\n",
                             "	select RUST_TPM_ABSTRACTIONS\n	select RUST_XENBUS_ABSTRACTIONS\n")
@@ -231,7 +284,11 @@ def commits():
 def files(commit):
     """What the tree's files are after this patch, for intree.tree()."""
     names = output("git", "-C", TREE, "ls-tree", "-r", "--name-only", commit).split()
-    return {name: output("git", "-C", TREE, "show", f"{commit}:{name}") for name in names if name != ".rustfmt.toml"}
+    return {
+        name: output("git", "-C", TREE, "show", f"{commit}:{name}")
+        for name in names
+        if name != ".rustfmt.toml"
+    }
 
 
 def suites():
@@ -272,5 +329,9 @@ def make(kernel):
         with open(cover, encoding="utf-8") as file:
             text = file.read()
         with open(cover, "w", encoding="utf-8") as file:
-            file.write(text.replace("*** SUBJECT HERE ***", subject).replace("*** BLURB HERE ***", body.strip()))
+            file.write(
+                text.replace("*** SUBJECT HERE ***", subject).replace(
+                    "*** BLURB HERE ***", body.strip()
+                )
+            )
     return sorted(os.path.basename(path) for path in glob.glob(f"{OUT}/*.patch"))
