@@ -23,6 +23,8 @@ MAY_SKIP = {"trusted_keys": "the stock kernels have no CONFIG_TRUSTED_KEYS",
             "counters::tests::processor_time_of_another_process": "nor schedstat"}
 # In all other reports than these, a skip is a failure.
 COMPARED = ("compare", "bench", "demo")
+# These have results of another kind, and no report.
+UNWRITTEN = ("bench", "demo")
 
 
 class Failure(Exception):
@@ -107,6 +109,8 @@ class Report:
 
     def write(self):
         """Writes the files; each is whole at any time."""
+        if self.name in UNWRITTEN:
+            return
         about = {
             **self._about,
             "state": "complete" if self.ended else "interrupted",
