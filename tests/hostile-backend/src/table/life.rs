@@ -5,7 +5,7 @@
 use crate::behaviour::Kind::{BusyUnbind, Detach, Late, Restore, Suspend, Unbind, Watch};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 
-use Step::{Node, Notify, Put, Run, State, Wait};
+use Step::{Node, Notify, State, Wait};
 
 /// All of them.
 pub(super) const LIFE: &[Behaviour] = &[
@@ -48,11 +48,11 @@ pub(super) const LIFE: &[Behaviour] = &[
         kind: BusyUnbind,
         name: "unbind-busy",
         expect: "unbound",
-        wrong: "a cancel is ignored, and the answer comes after 4 s, while the driver is unbound: a page that is closed \
+        wrong: "a command is abandoned only 4 s after its cancel, while the driver is unbound: a page that is closed \
                 before that faults in mini-os",
         commands: 1,
-        submit: &[Run, Wait(4000), Put, State(2), Notify(1)],
-        cancel: None,
+        submit: &[],
+        cancel: Some(&[Wait(4000), State(0), Notify(1)]),
         ..HONEST
     },
     Behaviour {
