@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{flock, FlockOperation, OFlags};
 use serde::Serialize;
@@ -19,18 +19,17 @@ use serde::Serialize;
 use crate::config::{Config, Uuid};
 use crate::control::{self, Request};
 use crate::files::read_plain;
+use crate::key;
 use crate::logger::Plain;
 use crate::notes::{Notes, Use};
 use crate::session::{self, Place, Session, Start};
 use crate::state::{self, sync_folder, version_of_state, State};
 use crate::status::Report;
-use crate::swtpm::{Setup, SetupError, Version};
+use crate::swtpm::Version;
+use crate::worker;
 
 /// More than any file of swtpm's has.
 const MAX_FILE: u64 = 1 << 20;
-
-/// How long making a TPM may take, on the slowest of machines.
-const SETUP_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Where swtpm_setup leaves the endorsement keys and their certificates of a TPM 2.0: handles and NV indices.
 const EKS: [(&str, &str, &str); 2] = [
@@ -45,8 +44,8 @@ pub enum Error {
     #[error(transparent)]
     State(#[from] state::Error),
     /// It could not be made.
-    #[error("making the state of a new TPM: {0}")]
-    Setup(#[from] SetupError),
+    #[error(transparent)]
+    Setup(#[from] worker::CreateError),
     /// The programs that looked at it or changed it failed.
     #[error(transparent)]
     Session(#[from] session::Error),
@@ -74,8 +73,8 @@ pub enum Error {
         source: io::Error,
     },
     /// The key cannot be used.
-    #[error("{0}")]
-    Key(String),
+    #[error(transparent)]
+    Key(#[from] key::Error),
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
@@ -328,21 +327,7 @@ fn existing(config: &Config, uuid: &Uuid) -> Result<State, Error> {
 
 /// Makes the state of a new TPM.
 pub fn create(config: &Config, uuid: &Uuid, version: Option<Version>) -> Result<(), Error> {
-    let state = config.state(uuid, version)?;
-    if state.exists {
-        return Err(Error::Exists(state.path));
-    }
-    let mut setup = Setup::spawn(config, &state).map_err(at(&state.path))?;
-    let exit = setup
-        .process()
-        .wait(SETUP_TIMEOUT)
-        .map_err(at(&state.path))?;
-    let exit = exit.ok_or_else(|| {
-        let timeout = io::Error::new(io::ErrorKind::TimedOut, "timed out waiting for swtpm_setup");
-        at(&state.path)(timeout)
-    })?;
-    setup.finish(&exit)?;
-    Ok(())
+    Ok(worker::create_state(config, uuid, version)?)
 }
 
 /// Removes a state, whatever is in it, and all that is known of it.
@@ -398,10 +383,10 @@ fn user(config: &Config, state: &State) -> Result<Option<u32>, Error> {
 /// The key of a state that is there.
 fn state_key(config: &Config, state: &State) -> Result<Option<OwnedFd>, Error> {
     let policy = config.policy(&state.uuid);
-    let Some(path) = policy.key_file.as_deref() else {
-        return Ok(None);
-    };
-    Ok(Some(File::open(path).map_err(at(path))?.into()))
+    let key_file = policy.key_file.as_deref();
+    let key = key::of_state(key_file, &state.uuid, &state.path, true)?;
+    let fd = key.as_ref().map(key::Key::to_fd).transpose();
+    fd.map_err(at(&state.path))
 }
 
 /// A copy of a state, for looking at. The state may be in use: swtpm replaces its file by one step.

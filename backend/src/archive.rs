@@ -371,7 +371,7 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
     Notes::new(other.then(|| identity.to_string()))
         .write(&state.path)
         .map_err(at(&state.path.with_extension("info")))?;
-    state.finish(config, manifest.saved)?;
+    state.finish(config, manifest.saved, manifest.saved_for.as_deref())?;
     Ok(Imported { uuid, remarks })
 }
 

@@ -80,6 +80,50 @@ impl FromStr for OnDeath {
     }
 }
 
+/// Who has the platform's rights of a TPM: the platform hierarchy of TPM 2.0, physical presence of TPM 1.2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PlatformHierarchy {
+    /// Nobody, from each start on, as where a firmware starts the operating system.
+    #[default]
+    Closed,
+    /// The guest.
+    Open,
+}
+
+impl FromStr for PlatformHierarchy {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "closed" => Ok(Self::Closed),
+            "open" => Ok(Self::Open),
+            _ => Err(format!("{s:?}: \"closed\" or \"open\" is expected")),
+        }
+    }
+}
+
+/// What becomes of vTPMs where the kernel or a program lacks a part of the sandbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    /// They run without it, and the status says so.
+    #[default]
+    Preferred,
+    /// They do not start.
+    Required,
+}
+
+impl FromStr for Sandbox {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "preferred" => Ok(Self::Preferred),
+            "required" => Ok(Self::Required),
+            _ => Err(format!("{s:?}: \"preferred\" or \"required\" is expected")),
+        }
+    }
+}
+
 /// The administrator's decisions for one vTPM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -91,6 +135,8 @@ pub struct Policy {
     pub localities: u8,
     /// What becomes of it when its TPM dies.
     pub on_death: OnDeath,
+    /// Who has the platform's rights.
+    pub platform_hierarchy: PlatformHierarchy,
     /// Whether new state gets certificates for the EK and, for a TPM 2.0, the platform.
     pub certificates: bool,
     /// The file with the key that the state is encrypted with.
@@ -104,8 +150,9 @@ impl Default for Policy {
         Self {
             version: None,
             default_version: Version::Tpm2,
-            localities: 0b1_1111,
+            localities: 0b111,
             on_death: OnDeath::Closed,
+            platform_hierarchy: PlatformHierarchy::Closed,
             certificates: false,
             key_file: None,
             memory: 256,
@@ -127,6 +174,8 @@ pub struct Config {
     pub log_level: LevelFilter,
     /// The program that has the subcommand `launch`: this very one.
     pub launcher: PathBuf,
+    /// What becomes of vTPMs where a part of the sandbox is missing.
+    pub sandbox: Sandbox,
     /// The group whose members may read the status, besides root.
     pub status_group: Option<String>,
     /// What each worker and its swtpm may take together.
@@ -145,6 +194,7 @@ impl Default for Config {
             first_uid: Some(FIRST_UID),
             log_level: LevelFilter::Info,
             launcher: PathBuf::from("/proc/self/exe"),
+            sandbox: Sandbox::Preferred,
             status_group: None,
             limits: Limits::default(),
             policy: Policy::default(),

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! What is counted for each vTPM. Times are taken of every 16th command only, since reading the clock is
-//! slow under Xen.
+//! slow under Xen. Pure, but for the processor time of processes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{clock_gettime, ClockId};
 
 /// Of how many commands one is timed.
-const SAMPLE: u64 = 16;
+pub const SAMPLE: u64 = 16;
 
 /// How often things happened, in powers of two of microseconds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -16,14 +16,30 @@ pub struct Histogram([u64; Histogram::BUCKETS]);
 
 impl Histogram {
     /// The last one takes whatever is too long for the others: more than half an hour.
-    const BUCKETS: usize = 32;
+    pub const BUCKETS: usize = 32;
 
-    /// Counts a duration: the bucket n has those from 2^(n-1) to under 2^n microseconds.
-    pub fn count(&mut self, time: Duration) {
+    /// The bucket of a duration: the bucket n has those from 2^(n-1) to under 2^n microseconds.
+    pub fn bucket(time: Duration) -> usize {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
         let bucket = (u64::BITS - us.leading_zeros()) as usize;
 
-        self.0[bucket.min(Self::BUCKETS - 1)] += 1;
+        bucket.min(Self::BUCKETS - 1)
+    }
+
+    /// Counts a duration.
+    pub fn count(&mut self, time: Duration) {
+        self.0[Self::bucket(time)] += 1;
+    }
+
+    /// With what was counted elsewhere, which may be any numbers.
+    pub fn from_buckets(buckets: [u64; Self::BUCKETS]) -> Self {
+        // Their sum, and twice of it, have to be a number.
+        Self(buckets.map(|count| count.min(u64::MAX >> 8)))
+    }
+
+    /// How many were counted.
+    pub fn total(&self) -> u64 {
+        self.0.iter().sum()
     }
 
     /// The median, interpolated within its bucket; `None` if nothing was counted.
@@ -74,32 +90,7 @@ pub fn used_by(pid: u32) -> Option<Duration> {
     first.parse().ok().map(Duration::from_nanos)
 }
 
-/// A moment: the time, and the processor time that the daemon's one thread has used until then. The
-/// second stands still while swtpm runs in its place, as it may on a machine with few processors.
-#[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    time: Instant,
-    used: Duration,
-}
-
-impl Moment {
-    /// Now.
-    pub fn now() -> Self {
-        Self {
-            time: Instant::now(),
-            used: clock(ClockId::ThreadCPUTime),
-        }
-    }
-}
-
-/// How far a timed command has come.
-#[derive(Clone, Copy, Debug)]
-struct Sample {
-    woke: Moment,
-    submitted: Moment,
-}
-
-/// The counters of one vTPM.
+/// The counters of one vTPM, as they were at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     /// Commands that were taken.
@@ -116,69 +107,29 @@ pub struct Counters {
     pub connections: u64,
     /// Bytes of commands.
     pub bytes_in: u64,
-    /// Bytes of answers.
+    /// Bytes of responses.
     pub bytes_out: u64,
-    /// Timed commands, from the guest's event to its answer.
+    /// Starts of the TPM.
+    pub starts: u64,
+    /// Times that state was made durable before a response.
+    pub syncs: u64,
+    /// Volatile states that were stored.
+    pub saves: u64,
+    /// Volatile states that were taken up.
+    pub restores: u64,
+    /// Workers so far.
+    pub workers: u64,
+    /// How long the timed commands took together, in microseconds.
+    pub timed_us: u64,
+    /// Timed commands, from the guest's event to its response.
     pub latency: Histogram,
-    /// How many commands were timed.
-    pub samples: u64,
-    /// The processor time that the daemon used for them: from its wake-up to handing over, and from swtpm's
-    /// answer until that is in the page. Sending the event is not in it: the guest may run in our place
-    /// there, and the kernel would count that as ours.
-    pub own: Duration,
-    /// All the rest of their time: swtpm's, and waiting for a processor.
-    pub tpm: Duration,
-    sample: Option<Sample>,
-}
-
-impl Counters {
-    /// The time, if the next command is one to be timed.
-    pub fn woke(&self) -> Option<Moment> {
-        (self.commands % SAMPLE == 0 && self.sample.is_none()).then(Moment::now)
-    }
-
-    /// A command of so many bytes was handed over. `woke` is the time at which it was noticed.
-    pub fn submitted(&mut self, len: usize, woke: Option<Moment>) {
-        self.commands += 1;
-        self.bytes_in += len as u64;
-        self.sample = woke.map(|woke| Sample {
-            woke,
-            submitted: Moment::now(),
-        });
-    }
-
-    /// The time, if the running command is timed.
-    pub fn readable(&self) -> Option<Moment> {
-        self.sample.is_some().then(Moment::now)
-    }
-
-    /// The running command's answer is in the page. `readable` is the time at which it was noticed.
-    pub fn delivered(&mut self, len: usize, readable: Option<Moment>) {
-        self.bytes_out += len as u64;
-        if let (Some(sample), Some(readable)) = (self.sample.take(), readable) {
-            self.add(sample, readable, Moment::now());
-        }
-    }
-
-    /// The running command has no answer.
-    pub fn dropped(&mut self) {
-        self.sample = None;
-    }
-
-    fn add(&mut self, Sample { woke, submitted }: Sample, readable: Moment, end: Moment) {
-        let all = end.time - woke.time;
-        let own = (submitted.used - woke.used) + (end.used - readable.used);
-
-        self.samples += 1;
-        self.own += own;
-        self.tpm += all.saturating_sub(own);
-        self.latency.count(all);
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::time::Instant;
 
     const US: Duration = Duration::from_micros(1);
 
@@ -205,57 +156,6 @@ mod tests {
         assert!(histogram.median().unwrap() > 512 * US);
         histogram.count(Duration::MAX);
         assert_eq!(histogram.buckets().len(), 32);
-    }
-
-    #[test]
-    fn one_in_sixteen_is_timed() {
-        let mut counters = Counters::default();
-        for number in 0..64 {
-            let woke = counters.woke();
-            assert_eq!(woke.is_some(), number % 16 == 0);
-            counters.submitted(12, woke);
-            let readable = counters.readable();
-            assert_eq!(readable.is_some(), woke.is_some());
-            if number == 16 {
-                counters.dropped();
-            } else {
-                counters.delivered(10, readable);
-            }
-        }
-        assert_eq!((counters.commands, counters.samples), (64, 3));
-        assert_eq!((counters.bytes_in, counters.bytes_out), (64 * 12, 63 * 10));
-        assert_eq!(counters.latency.buckets().iter().sum::<u64>(), 3);
-    }
-
-    #[test]
-    fn whose_time_it_was() {
-        let (mut counters, start) = (Counters::default(), Instant::now());
-        let at = |time: u32, used: u32| Moment {
-            time: start + time * US,
-            used: used * US,
-        };
-        let sample = Sample {
-            woke: at(0, 1000),
-            // swtpm ran before we were through with handing over.
-            submitted: at(200, 1010),
-        };
-
-        counters.add(sample, at(300, 1050), at(305, 1055));
-        assert_eq!((counters.own, counters.tpm), (15 * US, 290 * US));
-        assert!(counters.latency.median().unwrap() >= 256 * US);
-    }
-
-    #[test]
-    fn processor_time_is_that_of_work() {
-        let before = (Moment::now(), used_by_daemon());
-        std::thread::sleep(Duration::from_millis(50));
-        let slept = Moment::now();
-        while Moment::now().used < slept.used + Duration::from_millis(20) {}
-        let after = (Moment::now(), used_by_daemon());
-
-        assert!(slept.time - before.0.time >= Duration::from_millis(50));
-        assert!(slept.used - before.0.used < Duration::from_millis(40));
-        assert!(after.1 - before.1 >= Duration::from_millis(20));
     }
 
     #[test]

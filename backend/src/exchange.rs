@@ -6,6 +6,7 @@
 use xen_tpm_protocol::backend::{Refused, Taken, Vacant, Wish, Working};
 use xen_tpm_protocol::layout::MAX_PACKET;
 use xen_tpm_protocol::{OutOfPage, Page};
+use zeroize::Zeroize;
 
 /// What a look at the page came to.
 #[derive(Debug, PartialEq, Eq)]
@@ -161,9 +162,9 @@ impl Exchange {
         }
     }
 
-    /// Commands have secrets in them.
-    fn forget_command(&mut self) {
-        self.command[..self.len].fill(0);
+    /// Wipes the command, once it is sent: it may have secrets in it.
+    pub fn forget_command(&mut self) {
+        self.command[..self.len].zeroize();
         self.len = 0;
     }
 }

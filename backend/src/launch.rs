@@ -1,39 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The launcher: the subcommand `launch` in a process of its own, which takes the state's lock, gives up all it
-//! can, and becomes swtpm or swtpm_setup. What keeps it from that it says on its standard output.
+//! The launcher: the subcommand `launch` in a process of its own, which enters the sandbox and becomes swtpm or
+//! swtpm_setup. It is told what to do on its standard input; what keeps it from that it says on standard error.
 
 use std::convert::Infallible;
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Seek};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{lchown, symlink, DirBuilderExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
+use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 use rustix::fs::Mode;
-use rustix::io::{fcntl_setfd, Errno, FdFlags};
+use rustix::io::Errno;
 use rustix::mount::{
-    mount, mount_bind, mount_change, mount_remount, MountFlags, MountPropagationFlags,
+    mount, mount_bind, mount_change, mount_remount, unmount, MountFlags, MountPropagationFlags,
+    UnmountFlags,
 };
-use rustix::process::{chroot, setrlimit, setsid, umask, Resource, Rlimit};
+use rustix::process::{chroot, pivot_root, setrlimit, setsid, umask, Resource, Rlimit, Signal};
 use rustix::thread::{unshare, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Policy, Uuid};
-use crate::record::{Fds, Record};
-use crate::state::{Lock, State};
-use crate::swtpm::Version;
+use crate::config::{Config, Uuid};
+use crate::record::{Record, RunDir};
+use crate::state::State;
+use crate::swtpm::{Process, Version};
 
 /// The CA that swtpm_localca signs with. The one whom this belongs to is the one who may.
 const CA_DIR: &str = "/var/lib/swtpm-localca";
 
-/// The state folder, as swtpm sees it.
+/// What swtpm_setup and the CA read of /etc.
+const CA_FILES: [&str; 4] = [
+    "swtpm_setup.conf",
+    "swtpm-localca.conf",
+    "swtpm-localca.options",
+    "ssl",
+];
+
+/// The state directory, as swtpm sees it.
 const STATE: &str = "/state";
 
-/// The largest file that swtpm may write: far more than any state, and than most logs that its standard
-/// error may be.
+/// The filter of system calls, as setpriv sees it.
+const FILTER: &str = "/etc/filter";
+
+/// The largest file that swtpm may write: far more than any state.
 const MAX_FILE: u64 = 64 << 20;
 
 /// What swtpm_setup needs room for, however little swtpm is to have: it starts an swtpm, too.
@@ -42,28 +54,86 @@ const MAX_PROCESSES: u64 = 16;
 /// The open files that either may have.
 const MAX_FILES: u64 = 64;
 
+/// What swtpm has no use for, and what it could take more memory than it may have, or another process's, by.
+const DENIED: [&str; 44] = [
+    "memfd_create",
+    "memfd_secret",
+    "ptrace",
+    "process_vm_readv",
+    "process_vm_writev",
+    "process_madvise",
+    "process_mrelease",
+    "kcmp",
+    "pidfd_open",
+    "pidfd_getfd",
+    "pidfd_send_signal",
+    "userfaultfd",
+    "io_uring_setup",
+    "io_uring_enter",
+    "io_uring_register",
+    "bpf",
+    "perf_event_open",
+    "add_key",
+    "request_key",
+    "keyctl",
+    "mount",
+    "umount2",
+    "move_mount",
+    "open_tree",
+    "fsopen",
+    "fsmount",
+    "mount_setattr",
+    "unshare",
+    "setns",
+    "pivot_root",
+    "chroot",
+    "open_by_handle_at",
+    "name_to_handle_at",
+    "shmget",
+    "semget",
+    "msgget",
+    "mq_open",
+    "init_module",
+    "finit_module",
+    "kexec_load",
+    "reboot",
+    "swapon",
+    "acct",
+    "personality",
+];
+
 /// What is to be launched.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Launch {
     uuid: String,
     version: String,
-    state_dir: PathBuf,
+    /// The directory to run in.
+    folder: PathBuf,
+    /// What the state is called.
+    state: PathBuf,
     run_dir: PathBuf,
     first_uid: Option<u32>,
     memory: u32,
-    key_file: Option<PathBuf>,
+    landlock: bool,
+    key: Option<RawFd>,
     program: Program,
 }
 
 /// As what the process ends up.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Program {
     /// The TPM.
     Swtpm {
-        /// Whose it is.
-        vtpm: String,
-        /// The descriptors that it inherits.
-        fds: Fds,
+        /// What its messages start with.
+        name: String,
+        /// Where its record goes.
+        run: PathBuf,
+        /// The listening control socket.
+        control: RawFd,
+        /// Whether its locality 4 is to be closed.
+        reject_locality_4: bool,
+        /// Whether it can make its files durable itself.
+        fsync: bool,
     },
     /// What makes a TPM's state.
     Setup {
@@ -72,153 +142,155 @@ pub enum Program {
     },
 }
 
-/// Who the process becomes, and how much it sees.
-enum Room {
-    /// It stays as it is, in this folder.
-    Open(PathBuf),
-    /// Another user, who sees what there is to see, in this folder.
-    User(PathBuf, u32, u32),
-    /// Another user, who sees nothing but programs and this folder.
-    Closed(PathBuf, u32),
-}
-
 /// Says what could not be done.
 fn failed<E: std::fmt::Display>(what: impl std::fmt::Display) -> impl FnOnce(E) -> String {
     move |e| format!("{what}: {e}")
 }
 
 impl Launch {
-    /// For a vTPM's state, as the configuration has it.
-    pub fn new(config: &Config, state: &State, program: Program) -> Self {
-        let policy = config.policy(&state.uuid);
+    /// For a vTPM's state, as the configuration has it. The directory to run in is there.
+    pub fn new(
+        config: &Config,
+        state: &State,
+        folder: &Path,
+        landlock: bool,
+        key: Option<BorrowedFd<'_>>,
+        program: Program,
+    ) -> Self {
         Self {
             uuid: state.uuid.to_string(),
             version: state.version.to_string(),
-            state_dir: config.state_dir.clone(),
+            folder: folder.to_owned(),
+            state: state.path.clone(),
             run_dir: config.run_dir.clone(),
             first_uid: config.first_uid,
-            memory: policy.memory,
-            key_file: policy.key_file.clone(),
+            memory: config.policy(&state.uuid).memory,
+            landlock,
+            key: key.map(|fd| fd.as_raw_fd()),
             program,
         }
     }
 
-    /// The command that does it. What it inherits is the caller's business.
-    pub fn command(&self, config: &Config) -> io::Result<Command> {
+    /// Starts it, with messages going to `messages` and these descriptors inherited.
+    pub fn spawn(
+        &self,
+        config: &Config,
+        messages: &File,
+        inherited: &[BorrowedFd<'_>],
+    ) -> io::Result<Process> {
         let mut command = Command::new(&config.launcher);
-
         command
             .arg("launch")
-            .arg(serde_json::to_string(self)?)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped());
-        Ok(command)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(messages.try_clone()?);
+        let mut process = Process::spawn(&mut command, inherited)?;
+        if let Some(mut stdin) = process.child().and_then(|child| child.stdin.take()) {
+            stdin.write_all(&serde_json::to_vec(self)?)?;
+        }
+        Ok(process)
+    }
+
+    /// Reads what to do, as [`spawn`](Self::spawn) wrote it.
+    pub fn read(from: impl Read) -> io::Result<Self> {
+        Ok(serde_json::from_reader(from)?)
     }
 
     /// Does it, in the process that is to become the program. Returns the reason if it cannot.
     pub fn run(&self) -> Result<Infallible, String> {
         let uuid: Uuid = self.uuid.parse()?;
         let version: Version = self.version.parse()?;
-        let config = Config {
-            state_dir: self.state_dir.clone(),
-            run_dir: self.run_dir.clone(),
-            first_uid: self.first_uid,
-            policy: Policy::default(),
-            ..Config::default()
-        };
-        let state = config
-            .state(&uuid, Some(version))
-            .map_err(|e| e.to_string())?;
-        // Inherited by what this process becomes, to be held as long as that lives.
-        let lock = state.lock().map_err(|e| e.to_string())?;
-        keep(&lock)?;
-        // A signal for the daemon's terminal is none for a TPM; and a group of its own, by which the daemon ends
-        // what it leaves behind.
+        let (uid, gid) = self.owner()?;
+        // A signal for the worker's terminal is none for a TPM.
         let _ = setsid();
 
-        let key = self.key()?;
-        let room = self.room(&state, &lock)?;
-        let arguments = self.arguments(version, key.as_ref());
-        if let Program::Swtpm { vtpm, fds } = &self.program {
-            let uid = match room {
-                Room::User(_, uid, _) | Room::Closed(_, uid) => uid,
-                Room::Open(_) => rustix::process::getuid().as_raw(),
-            };
-            Record::of_self(vtpm.clone(), self.version.clone(), uid, *fds)
-                .and_then(|record| record.write(&self.run_dir, &uuid))
-                .map_err(failed(format!("record in {}", self.run_dir.display())))?;
+        let arguments = self.arguments(version);
+        if let Program::Swtpm { run, .. } = &self.program {
+            let user = uid.unwrap_or(rustix::process::getuid().as_raw());
+            Record::of_self(&uuid, version, user, &self.state)
+                .and_then(|record| record.write(&RunDir::at(run.clone())))
+                .map_err(failed(format!("record in {}", run.display())))?;
         }
-        Err(self.become_program(&room, &arguments)?)
-    }
-
-    /// Where the program runs, and as whom. Its folder is made, or given to it.
-    fn room(&self, state: &State, _lock: &Lock) -> Result<Room, String> {
-        let folder = match self.program {
-            Program::Swtpm { .. } => state.prepare_volatile().map(|()| state.path.clone()),
-            Program::Setup { .. } => state.make_unfinished(),
+        self.limit()?;
+        let Some(uid) = uid else {
+            std::env::set_current_dir(&self.folder).map_err(failed(self.folder.display()))?;
+            let mut command = Command::new(&arguments[0]);
+            return Err(match self.program {
+                Program::Swtpm { .. } => {
+                    format!("{}: {}", arguments[0], command.args(&arguments[1..]).exec())
+                }
+                Program::Setup { .. } => self.finish(command.args(&arguments[1..]))?,
+            });
         };
-        let folder = folder.map_err(|e| e.to_string())?;
-
-        match (self.first_uid, &self.program) {
-            (None, _) => Ok(Room::Open(folder)),
-            (Some(_), Program::Setup { certificates: true }) => {
-                let ca = fs::metadata(CA_DIR).map_err(failed(format!(
-                    "certificates need {CA_DIR}, which comes with swtpm-tools"
-                )))?;
-                lchown(&folder, Some(ca.uid()), Some(ca.gid()))
-                    .map_err(failed(folder.display()))?;
-                Ok(Room::User(folder, ca.uid(), ca.gid()))
-            }
-            (Some(first), _) => {
-                let uid = state.own(&folder, first).map_err(|e| e.to_string())?;
-                Ok(Room::Closed(folder, uid))
-            }
+        self.enter_sandbox(uid)?;
+        std::env::set_current_dir(STATE).map_err(failed(STATE))?;
+        let mut command = self.setpriv(uid, gid);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin")
+            .env("HOME", "/tmp")
+            .args(&arguments);
+        match self.program {
+            Program::Swtpm { .. } => Err(format!("setpriv: {}", command.exec())),
+            Program::Setup { .. } => Err(self.finish(&mut command)?),
         }
     }
 
-    /// The key that the state is encrypted with, opened and looked at.
-    fn key(&self) -> Result<Option<File>, String> {
-        let Some(path) = &self.key_file else {
-            return Ok(None);
-        };
-        let name = format!("key-file {}", path.display());
-        let mut file = File::open(path).map_err(failed(&name))?;
-        let mode = file.metadata().map_err(failed(&name))?.mode();
-        let mut text = String::new();
+    /// The user and the group that the directory was given to, `None` without isolation.
+    fn owner(&self) -> Result<(Option<u32>, u32), String> {
+        if self.first_uid.is_none() {
+            return Ok((None, 0));
+        }
+        let data = fs::symlink_metadata(&self.folder).map_err(failed(self.folder.display()))?;
+        match data.uid() {
+            0 => Err(format!("{} is root's", self.folder.display())),
+            uid => Ok((Some(uid), data.gid())),
+        }
+    }
 
-        if mode & 0o007 != 0 {
-            return Err(format!(
-                "{name} is open to everybody: chmod 600 is expected"
-            ));
+    /// Runs swtpm_setup to its end in a pid namespace of its own, which ends with this process and with
+    /// swtpm_setup, and takes the swtpm with it that swtpm_setup starts.
+    fn finish(&self, command: &mut Command) -> Result<String, String> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::Kill))
+            .map_err(failed("parent"))?;
+        if self.first_uid.is_some() {
+            unshare(UnshareFlags::NEWPID).map_err(failed("pid namespace"))?;
         }
-        let read = file.by_ref().take(256).read_to_string(&mut text);
-        let hex = text.trim_end();
-        if read.is_err() || hex.len() != 64 || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(format!(
-                "{name}: 64 hex digits are expected, as `openssl rand -hex 32` makes them"
-            ));
+        let status: ExitStatus = command.status().map_err(failed("swtpm_setup"))?;
+        match status.success() {
+            true => std::process::exit(0),
+            false => Ok(format!("swtpm_setup: {status}")),
         }
-        file.rewind().map_err(failed(&name))?;
-        keep(&file)?;
-        Ok(Some(file))
     }
 
     /// The program and its arguments.
-    fn arguments(&self, version: Version, key: Option<&File>) -> Vec<String> {
+    fn arguments(&self, version: Version) -> Vec<String> {
         let mut arguments = Vec::new();
         let mut add = |more: &[&str]| arguments.extend(more.iter().map(ToString::to_string));
 
         match &self.program {
-            Program::Swtpm { vtpm, fds } => {
-                add(&["swtpm", "socket", "--tpmstate", "dir=.,mode=0600"]);
-                let control = format!("type=unixio,clientfd={}", fds.control_peer);
-                let log = format!("level=1,prefix=vtpm {vtpm}: swtpm: ");
+            Program::Swtpm {
+                name,
+                control,
+                reject_locality_4,
+                fsync,
+                ..
+            } => {
+                let state = match fsync {
+                    true => "dir=.,mode=0600,fsync",
+                    false => "dir=.,mode=0600",
+                };
+                add(&["swtpm", "socket", "--tpmstate", state]);
+                let control = format!("type=unixio,fd={control}");
+                let log = format!("level=1,prefix={name}");
                 add(&["--ctrl", &control, "--log", &log]);
+                if *reject_locality_4 {
+                    add(&["--locality", "reject-locality-4"]);
+                }
                 if self.first_uid.is_some() {
                     add(&["--seccomp", "action=kill"]);
                 }
-                if let Some(key) = key {
-                    let fd = key.as_raw_fd();
+                if let Some(fd) = self.key {
                     add(&["--key", &format!("fd={fd},mode=aes-256-cbc,format=hex")]);
                 }
                 if version == Version::Tpm2 {
@@ -227,9 +299,8 @@ impl Launch {
             }
             Program::Setup { certificates } => {
                 add(&["swtpm_setup", "--tpmstate", ".", "--createek"]);
-                if let Some(key) = key {
-                    let fd = key.as_raw_fd().to_string();
-                    add(&["--keyfile-fd", &fd, "--cipher", "aes-256-cbc"]);
+                if let Some(fd) = self.key {
+                    add(&["--keyfile-fd", &fd.to_string(), "--cipher", "aes-256-cbc"]);
                 }
                 if *certificates {
                     add(&["--create-ek-cert", "--vmid", &self.uuid]);
@@ -246,8 +317,7 @@ impl Launch {
         arguments
     }
 
-    /// Limits, then the room, then the program. Returns only if that fails.
-    fn become_program(&self, room: &Room, arguments: &[String]) -> Result<String, String> {
+    fn limit(&self) -> Result<(), String> {
         let limit = |what, value| {
             let value = Some(value);
             let limit = Rlimit {
@@ -260,39 +330,18 @@ impl Launch {
         limit(Resource::Fsize, MAX_FILE)?;
         limit(Resource::Nofile, MAX_FILES)?;
         limit(Resource::As, u64::from(self.memory) << 20)?;
-
-        let (mut command, folder) = match room {
-            Room::Open(folder) => (Command::new(&arguments[0]), folder.as_path()),
-            Room::User(folder, uid, gid) => {
-                unshare(UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS)
-                    .map_err(failed("new namespaces"))?;
-                (setpriv(*uid, *gid, &[]), folder.as_path())
-            }
-            Room::Closed(folder, uid) => {
-                limit(Resource::Nproc, MAX_PROCESSES)?;
-                // Before the view changes: the probe is nobody's business in there.
-                let landlock = landlock();
-                self.close_the_room(folder, *uid)?;
-                (setpriv(*uid, *uid, &landlock), Path::new(STATE))
-            }
-        };
-        let program = match room {
-            Room::Open(_) => &arguments[1..],
-            _ => {
-                command
-                    .env_clear()
-                    .env("PATH", "/usr/sbin:/usr/bin")
-                    .env("HOME", "/tmp");
-                arguments
-            }
-        };
-        std::env::set_current_dir(folder).map_err(failed(folder.display()))?;
-        let e = command.args(program).stdout(Stdio::null()).exec();
-        Ok(format!("{}: {e}", command.get_program().to_string_lossy()))
+        match self.first_uid {
+            Some(_) => limit(Resource::Nproc, MAX_PROCESSES),
+            None => Ok(()),
+        }
     }
 
-    /// A view of the machine with programs, two devices and one state folder, and no network.
-    fn close_the_room(&self, folder: &Path, uid: u32) -> Result<(), String> {
+    fn signs(&self) -> bool {
+        matches!(self.program, Program::Setup { certificates: true })
+    }
+
+    /// A view of the host with programs, two devices and one state directory, and no network.
+    fn enter_sandbox(&self, uid: u32) -> Result<(), String> {
         let root = self.run_dir.join("root");
         let inside = |path: &str| root.join(path.trim_start_matches('/'));
         let bind = |from: &Path, to: &str, flags| {
@@ -334,7 +383,7 @@ impl Launch {
             symlink(format!("usr/{link}"), inside(link)).map_err(failed(link))?;
         }
         bind(Path::new("/usr"), "usr", safe | MountFlags::RDONLY)?;
-        bind(folder, STATE, safe | MountFlags::NOEXEC)?;
+        bind(&self.folder, STATE, safe | MountFlags::NOEXEC)?;
         for device in ["dev/null", "dev/urandom"] {
             File::create(inside(device)).map_err(failed(device))?;
             let from = Path::new("/").join(device);
@@ -344,7 +393,26 @@ impl Launch {
         // to its swtpm by a socket.
         let user = format!("vtpm:x:{uid}:{uid}::/tmp:/bin/false\n");
         fs::write(inside("etc/passwd"), user).map_err(failed("passwd"))?;
-        File::create(inside("etc/swtpm_setup.conf")).map_err(failed("swtpm_setup.conf"))?;
+        if self.signs() {
+            for name in CA_FILES {
+                let from = Path::new("/etc").join(name);
+                let to = format!("etc/{name}");
+                match fs::metadata(&from) {
+                    Ok(data) if data.is_dir() => make(&inside(&to))?,
+                    Ok(_) => drop(File::create(inside(&to)).map_err(failed(name))?),
+                    Err(_) => continue,
+                }
+                bind(&from, &to, safe | MountFlags::RDONLY)?;
+            }
+            make(&inside(CA_DIR))?;
+            bind(Path::new(CA_DIR), CA_DIR, safe | MountFlags::NOEXEC)?;
+        } else {
+            File::create(inside("etc/swtpm_setup.conf")).map_err(failed("swtpm_setup.conf"))?;
+        }
+        let mut filter = File::create(inside(FILTER)).map_err(failed(FILTER))?;
+        deny_filter(&mut filter).map_err(failed("filter of system calls"))?;
+        // A file that is being written keeps the root from being read-only.
+        drop(filter);
         let scratch = MountFlags::NOEXEC | safe;
         mount(
             "xen-vtpmd",
@@ -357,59 +425,144 @@ impl Launch {
         mount_remount(&root, MountFlags::RDONLY | safe, "").map_err(failed("a new root"))?;
         umask(Mode::RWXG | Mode::RWXO);
 
-        chroot(&root).map_err(failed("chroot"))
+        // The old root goes, and none of its mounts is pinned.
+        std::env::set_current_dir(&root).map_err(failed(root.display()))?;
+        match pivot_root(".", ".") {
+            Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(failed("the old root"))?,
+            // In a chroot there is nothing that could be turned.
+            Err(Errno::INVAL) => chroot(".").map_err(failed("chroot"))?,
+            Err(e) => return Err(failed("pivot_root")(e)),
+        }
+        std::env::set_current_dir("/").map_err(failed("/"))
+    }
+
+    /// What runs a program as a user, without any privilege and any way to one.
+    fn setpriv(&self, uid: u32, gid: u32) -> Command {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command
+            .arg(format!("--reuid={uid}"))
+            .arg(format!("--regid={gid}"))
+            .args(["--clear-groups", "--bounding-set=-all", "--inh-caps=-all"])
+            .args(["--no-new-privs", "--seccomp-filter", FILTER]);
+        if let Program::Setup { .. } = self.program {
+            command.args(["--pdeathsig", "KILL"]);
+        }
+        if self.landlock {
+            command.args(LANDLOCK);
+            if self.signs() {
+                let rights = "read-file,read-dir,write-file,truncate,make-reg,make-dir,remove-file";
+                command.arg("--landlock-rule");
+                command.arg(format!("path-beneath:{rights}:{CA_DIR}"));
+                command.args(["--landlock-rule", "path-beneath:read-file,read-dir:/etc"]);
+            }
+        }
+        command.arg("--");
+        command
     }
 }
 
-/// Lets a descriptor live on in the program.
-fn keep(fd: impl AsFd) -> Result<(), String> {
-    fcntl_setfd(fd, FdFlags::empty()).map_err(failed("descriptor"))
+/// Gives what swtpm_setup makes certificates in to the user and the group of the CA.
+pub fn give_to_ca(folder: &Path) -> Result<(), String> {
+    let ca = fs::metadata(CA_DIR).map_err(failed(format!(
+        "certificates need {CA_DIR}, which comes with swtpm-tools"
+    )))?;
+    if ca.uid() == 0 {
+        return Err(format!(
+            "{CA_DIR} is root's: certificates are signed by a user without privileges"
+        ));
+    }
+    // The directory's group may be root's; the user's own is not.
+    let gid = primary_group(ca.uid()).ok_or_else(|| {
+        format!(
+            "the owner of {CA_DIR}, {}, has no entry in /etc/passwd",
+            ca.uid()
+        )
+    })?;
+    lchown(folder, Some(ca.uid()), Some(gid)).map_err(failed(folder.display()))
 }
 
-/// What runs a program as a user, without any privilege and any way to one.
-fn setpriv(uid: u32, gid: u32, landlock: &[&str]) -> Command {
-    let mut command = Command::new("/usr/bin/setpriv");
-
-    command
-        .arg(format!("--reuid={uid}"))
-        .arg(format!("--regid={gid}"))
-        .args(["--clear-groups", "--bounding-set=-all", "--inh-caps=-all"])
-        .arg("--no-new-privs")
-        .args(landlock)
-        .arg("--");
-    command
+/// The group that /etc/passwd has for a user.
+fn primary_group(uid: u32) -> Option<u32> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let found: u32 = fields.next()?.parse().ok()?;
+        let gid: u32 = fields.next()?.parse().ok()?;
+        (found == uid && gid != 0).then_some(gid)
+    })
 }
 
-/// The options for setpriv that have landlock keep the program to its files even if it breaks out of its
-/// root; none where the kernel has no landlock, or setpriv cannot use it.
-fn landlock() -> Vec<&'static str> {
-    const ACCESS: [&str; 2] = ["--landlock-access", "fs"];
-    const PROGRAMS: [&str; 2] = [
-        "--landlock-rule",
-        "path-beneath:execute,read-file,read-dir:/usr",
-    ];
-    const OWN: [&str; 8] = [
-        "--landlock-rule",
-        "path-beneath:read-file:/etc",
-        "--landlock-rule",
-        "path-beneath:read-file,read-dir,write-file,truncate,make-reg,remove-file:/state",
-        "--landlock-rule",
-        "path-beneath:read-file,read-dir,write-file,truncate,make-reg,make-sock,make-dir,remove-file,remove-dir:/tmp",
-        "--landlock-rule",
-        "path-beneath:read-file,write-file:/dev",
-    ];
+/// Writes the filter as setpriv takes it.
+fn deny_filter(file: &mut File) -> Result<(), Box<dyn std::error::Error>> {
+    let mut filter = ScmpFilterContext::new_filter(ScmpAction::Allow)?;
+    for name in DENIED {
+        // One that this libseccomp does not know is one that an architecture need not have.
+        if let Ok(call) = ScmpSyscall::from_name(name) {
+            filter.add_rule(ScmpAction::KillProcess, call)?;
+        }
+    }
+    Ok(filter.export_bpf(file)?)
+}
+
+/// How landlock keeps the program to its files even if it breaks out of its root.
+const LANDLOCK: [&str; 12] = [
+    "--landlock-access",
+    "fs",
+    "--landlock-rule",
+    "path-beneath:execute,read-file,read-dir:/usr",
+    "--landlock-rule",
+    "path-beneath:read-file:/etc",
+    "--landlock-rule",
+    "path-beneath:read-file,read-dir,write-file,truncate,make-reg,remove-file:/state",
+    "--landlock-rule",
+    "path-beneath:read-file,read-dir,write-file,truncate,make-reg,make-sock,make-dir,remove-file,remove-dir:/tmp",
+    "--landlock-rule",
+    "path-beneath:read-file,write-file:/dev",
+];
+
+/// Whether the kernel has landlock and setpriv can use it.
+pub fn has_landlock() -> bool {
     let ask = Command::new("/usr/bin/setpriv")
-        .args(ACCESS)
-        .args(PROGRAMS)
-        .args(["--landlock-rule", "path-beneath:truncate:/tmp"])
-        .arg("/usr/bin/true")
+        .args(["--landlock-access", "fs", "--landlock-rule"])
+        .args([
+            "path-beneath:execute,read-file,read-dir:/usr",
+            "--landlock-rule",
+        ])
+        .args(["path-beneath:truncate:/tmp", "/usr/bin/true"])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
+    ask.is_ok_and(|status| status.success())
+}
 
-    match ask {
-        Ok(status) if status.success() => [&ACCESS[..], &PROGRAMS, &OWN].concat(),
-        _ => Vec::new(),
+/// Whether swtpm can make its files durable itself.
+pub fn has_fsync() -> bool {
+    let ask = Command::new("swtpm")
+        .args(["socket", "--print-capabilities"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    ask.is_ok_and(|output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.contains("\"tpmstate-dir-backend-opt-fsync\"")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_is_one() {
+        let mut file = tempfile::tempfile().unwrap();
+        deny_filter(&mut file).unwrap();
+        let len = file.metadata().unwrap().len();
+        assert!(len > 0 && len % 8 == 0, "{len}");
+        let unknown: Vec<_> = DENIED
+            .iter()
+            .filter(|name| ScmpSyscall::from_name(name).is_err())
+            .collect();
+        assert!(unknown.is_empty(), "{unknown:?}");
     }
 }

@@ -10,9 +10,7 @@ use crate::xenbus::BusState;
 pub enum Stage {
     /// Just found.
     New,
-    /// Its TPM is being started.
-    Starting,
-    /// The TPM is up and waits for the guest: InitWait.
+    /// The state is this vTPM's to serve, and the TPM is up or on its way: InitWait.
     Waiting,
     /// The guest's page is mapped: Connected.
     Connected,
@@ -44,7 +42,7 @@ pub enum Step {
     Nothing,
     /// Start the TPM.
     Start,
-    /// Go on where a former daemon stopped.
+    /// Go on where a former worker stopped.
     TakeOver,
     /// Map the guest's page and go to Connected.
     Connect,
@@ -60,12 +58,10 @@ pub enum Step {
     Close,
     /// Let go of everything: there is nothing in xenstore any more.
     Release,
-    /// Let go of everything and begin anew: the toolstack has made the vTPM a second time.
-    Restart,
 }
 
-/// Decides. [`Stage::Starting`] is left when the TPM is up, [`Stage::Failing`] and [`Stage::Leaving`]
-/// at the latest after a while; nothing else happens without a step from here.
+/// Decides. [`Stage::Failing`] and [`Stage::Leaving`] are left at the latest after a while; nothing else
+/// happens without a step from here.
 pub fn decide(stage: Stage, facts: Facts) -> Step {
     use BusState::{Closed, Closing, Connected, InitWait, Initialised, Initialising};
 
@@ -73,45 +69,38 @@ pub fn decide(stage: Stage, facts: Facts) -> Step {
         return Step::Release;
     };
     let connected = matches!(facts.frontend, Some(Initialised | Connected | Closing));
-    if !facts.online && own == Closing {
+    // Whatever the state says: the toolstack may have written it before somebody else did.
+    if !facts.online {
         return match stage {
             Stage::Connected | Stage::Closing if connected => Step::Leave,
             Stage::Leaving if connected => Step::Nothing,
+            Stage::Closed if own == Closed => Step::Nothing,
             _ => Step::Close,
         };
     }
 
     match (stage, facts.frontend) {
-        (Stage::New, _) if !facts.online => Step::Close,
         (Stage::New, _) => match own {
             Initialising => Step::Start,
             InitWait | Connected | Closing | Closed => Step::TakeOver,
             _ => Step::Close,
         },
 
-        (Stage::Starting, _) => Step::Nothing,
-
         (Stage::Waiting, Some(Initialised | Connected)) => Step::Connect,
         (Stage::Waiting, Some(Closing)) => Step::FollowClosing,
-        (Stage::Waiting, None | Some(Closed)) if !facts.online => Step::Close,
         (Stage::Waiting, _) => Step::Nothing,
 
         (Stage::Connected | Stage::Closing, Some(Initialised | Connected)) => Step::Recheck,
         (Stage::Connected, Some(Closing)) => Step::FollowClosing,
-        (Stage::Connected | Stage::Closing, None | Some(Initialising | Closed)) => {
-            match facts.online {
-                true => Step::WaitAgain,
-                false => Step::Close,
-            }
-        }
+        (Stage::Connected | Stage::Closing, None | Some(Initialising | Closed)) => Step::WaitAgain,
         (Stage::Connected | Stage::Closing, _) => Step::Nothing,
 
         (Stage::Failing, None | Some(Initialising | Closed)) => Step::Close,
         (Stage::Failing | Stage::Leaving, _) => Step::Nothing,
 
+        // Made a second time: the manager starts a worker for that.
         (Stage::Closed, _) => match own {
-            Closed => Step::Nothing,
-            Initialising if facts.online => Step::Restart,
+            Closed | Initialising => Step::Nothing,
             _ => Step::Close,
         },
     }
@@ -122,9 +111,8 @@ mod tests {
     use super::*;
     use BusState::*;
 
-    const STAGES: [Stage; 8] = [
+    const STAGES: [Stage; 7] = [
         Stage::New,
-        Stage::Starting,
         Stage::Waiting,
         Stage::Connected,
         Stage::Closing,
@@ -175,6 +163,11 @@ mod tests {
     fn the_toolstacks_closing_is_obeyed_in_every_stage() {
         for stage in STAGES {
             for frontend in BusState::ALL {
+                for own in BusState::ALL {
+                    let left = matches!((stage, own), (Stage::Closed, Closed));
+                    let step = decide(stage, offline(own, frontend));
+                    assert!(left || step == decide(stage, offline(Closing, frontend)));
+                }
                 let step = decide(stage, offline(Closing, frontend));
                 match (stage, frontend) {
                     (Stage::Connected | Stage::Closing, Initialised | Connected | Closing) => {
@@ -213,7 +206,7 @@ mod tests {
                 ..facts
             };
             match step {
-                Step::Start => Some((Stage::Starting, facts)),
+                Step::Start => Some((Stage::Waiting, shown(InitWait))),
                 Step::FollowClosing => Some((Stage::Closing, shown(Closing))),
                 Step::WaitAgain => Some((Stage::Waiting, shown(InitWait))),
                 Step::Leave => Some((Stage::Leaving, facts)),
@@ -236,10 +229,6 @@ mod tests {
         assert_eq!(
             decide(Stage::New, online(Initialising, Initialising)),
             Step::Start
-        );
-        assert_eq!(
-            decide(Stage::Starting, online(Initialising, Initialised)),
-            Step::Nothing
         );
         assert_eq!(
             decide(Stage::Waiting, online(InitWait, Initialising)),
@@ -286,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_former_daemon_left() {
+    fn what_a_former_worker_left() {
         for frontend in BusState::ALL {
             let found = |facts| decide(Stage::New, facts);
 
@@ -327,15 +316,11 @@ mod tests {
     }
 
     #[test]
-    fn a_second_making_restarts() {
+    fn a_second_making_is_the_next_workers() {
         assert_eq!(
             decide(Stage::Closed, online(Initialising, Initialising)),
-            Step::Restart
+            Step::Nothing
         );
-        assert_eq!(
-            decide(Stage::New, offline(Closed, Closed)),
-            Step::Close,
-            "left by a daemon before us"
-        );
+        assert_eq!(decide(Stage::New, offline(Closed, Closed)), Step::Close);
     }
 }

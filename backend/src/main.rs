@@ -18,11 +18,9 @@ use xen_vtpmd::archive::{self, Identity, Import};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
-use xen_vtpmd::daemon::Daemon;
 use xen_vtpmd::io::{self, Io};
 use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
-use xen_vtpmd::machine;
 use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
 use xen_vtpmd::status::Report;
@@ -147,12 +145,6 @@ enum Task {
         /// Which shell
         shell: Shell,
     },
-    /// The manager, until `run` is it
-    #[command(hide = true)]
-    Manage {
-        #[arg(long)]
-        log_level: Option<LevelFilter>,
-    },
     /// Serve one vTPM (the manager starts this)
     #[command(hide = true)]
     Serve {
@@ -170,10 +162,7 @@ enum Task {
     Io(Io),
     /// Become the swtpm or swtpm_setup of a vTPM
     #[command(hide = true)]
-    Launch {
-        /// What to do, in JSON
-        launch: String,
-    },
+    Launch,
 }
 
 fn main() -> ExitCode {
@@ -210,9 +199,10 @@ fn load(given: Option<PathBuf>) -> Result<Config, config::FileError> {
 fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     match args.task {
         Task::Run { log_level } => {
-            let config = load(args.config)?;
+            let file = config_file(args.config);
+            let (config, text) = file.load()?;
             logger::init(log_level.unwrap_or(config.log_level));
-            Daemon::new(config)?.run()?;
+            Manager::new(config, file, &text)?.run()?;
         }
         Task::Status { json, prometheus } => {
             let run_dir = run_dir(args.config);
@@ -263,7 +253,6 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                     if !left.is_empty() {
                         return Err(format!("these vTPMs did not end: {left:?}").into());
                     }
-                    drop(machine::end_strays(&config, |_, _| false)?)
                 }
                 answer => drop(answer?),
             }
@@ -296,12 +285,6 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             }
             println!("{}", imported.uuid);
         }
-        Task::Manage { log_level } => {
-            let file = config_file(args.config);
-            let (config, text) = file.load()?;
-            logger::init(log_level.unwrap_or(config.log_level));
-            Manager::new(config, file, &text)?.run()?;
-        }
         Task::Serve {
             serve,
             cgroup,
@@ -317,11 +300,10 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             }
             return Ok(worker::run(config, serve));
         }
-        Task::Io(io) => return Ok(io::run(io)),
-        Task::Launch { launch } => {
-            let launch: Launch = serde_json::from_str(&launch)?;
+        Task::Io(io) => return Ok(io::run(&io)),
+        Task::Launch => {
+            let launch = Launch::read(std::io::stdin().lock())?;
             let Err(e) = launch.run();
-            println!("{e}");
             return Err(e.into());
         }
         Task::CheckConfig { file } => {

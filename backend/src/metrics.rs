@@ -201,12 +201,7 @@ fn latency(text: &mut String, vtpms: &[Vtpm]) {
             }
         }
         let _ = writeln!(text, "{NAME}_bucket{{{labels},le=\"+Inf\"}} {below}");
-        line(
-            text,
-            &format!("{NAME}_sum"),
-            &labels,
-            (vtpm.own_us + vtpm.swtpm_us) / 1e6,
-        );
+        line(text, &format!("{NAME}_sum"), &labels, vtpm.timed_us / 1e6);
         line(text, &format!("{NAME}_count"), &labels, below as f64);
     }
 }
@@ -225,8 +220,7 @@ mod tests {
                 uuid: Some("0f8fad5b-d9cb-469f-a165-70867728950e\"x".into()),
                 commands: 64,
                 latency: vec![0, 1, 0, 2],
-                own_us: 5.0,
-                swtpm_us: 15.0,
+                timed_us: 20.0,
                 ..Vtpm::default()
             }],
             ..Report::default()

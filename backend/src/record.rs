@@ -1,63 +1,143 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Which process is whose, for the next daemon: RUN_DIR/UUID.json, written by the launcher before swtpm
-//! takes its place. It is believed only as far as the process itself bears it out.
+//! The run directory of a vTPM, and the record in it of which process its swtpm is. The record is believed only
+//! as far as the process itself bears it out.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{
-    pidfd_getfd, pidfd_open, pidfd_send_signal, Pid, PidfdFlags, PidfdGetfdFlags, Signal,
-};
+use rustix::fs::{flock, mknodat, FileType, FlockOperation, Mode, CWD};
+use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Config, Uuid};
-use crate::watch::wait_readable;
+use crate::config::Uuid;
+use crate::swtpm::client::wait_readable;
+use crate::swtpm::Version;
+use crate::xenbus::Id;
 
-/// How long a process has to end after SIGTERM; then the same again after SIGKILL.
-const END_LIMIT: Duration = Duration::from_secs(3);
+/// The version of the record's form. Fields that are not known are ignored, so it changes only when the meaning
+/// of one does.
+const FORM: u32 = 1;
 
-/// The descriptors of an swtpm, by its own numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fds {
-    /// The daemon's end of the control channel.
-    pub control: RawFd,
-    /// swtpm's own end of it.
-    pub control_peer: RawFd,
-    /// The daemon's end of the data channel.
-    pub data: RawFd,
-    /// The journal.
-    pub journal: RawFd,
+/// The run directory of a vTPM.
+#[derive(Clone, Debug)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// Where it is.
+    pub fn path(run_dir: &Path, id: Id) -> PathBuf {
+        run_dir
+            .join("vtpm")
+            .join(format!("{}-{}", id.domid, id.devid))
+    }
+
+    /// Makes it, where it is not there yet.
+    pub fn make(run_dir: &Path, id: Id) -> io::Result<Self> {
+        // Others may pass, since the CLI's socket is there too.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o711)
+            .create(run_dir)?;
+        Self::make_at(Self::path(run_dir, id))
+    }
+
+    /// Makes one of another name.
+    pub fn make_at(path: PathBuf) -> io::Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&path)?;
+        Ok(Self(path))
+    }
+
+    /// One that is there.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// The directory.
+    pub fn as_path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Takes the right to serve the vTPM, if no other worker has it.
+    pub fn lock(&self) -> io::Result<Option<File>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(self.0.join("lock"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::AGAIN) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Where the worker listens for the manager.
+    pub fn worker_socket(&self) -> PathBuf {
+        self.0.join("worker.sock")
+    }
+
+    /// Where swtpm listens for the worker.
+    pub fn swtpm_socket(&self) -> PathBuf {
+        self.0.join("swtpm.sock")
+    }
+
+    /// The journal and the counters.
+    pub fn io_file(&self) -> PathBuf {
+        self.0.join("io")
+    }
+
+    fn record(&self) -> PathBuf {
+        self.0.join("record.json")
+    }
+
+    /// Where swtpm's messages go, for reading and writing, never to block either. swtpm's own descriptor keeps it
+    /// open when a worker ends: a message without a reader must not be the end of a TPM.
+    pub fn messages(&self) -> io::Result<File> {
+        let path = self.0.join("messages");
+        match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => (),
+            Err(e) => return Err(e.into()),
+        }
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+            .open(path)
+    }
+
+    /// Removes everything, now that the vTPM is over.
+    pub fn remove(&self) {
+        if let Err(e) = fs::remove_dir_all(&self.0) {
+            log::debug!("{}: {e}", self.0.display());
+        }
+    }
 }
 
-/// A note about a process.
+/// A note about an swtpm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// Its vTPM, "domid/devid".
-    pub vtpm: String,
+    /// The version of this form.
+    pub version: u32,
+    /// Whose state it has.
+    pub uuid: String,
     /// "1.2" or "2.0".
-    pub version: String,
-    /// Its id.
+    pub tpm: String,
+    /// The process's id.
     pub pid: i32,
     /// When it started, in the kernel's ticks: with `pid` this is one process and no other.
     pub start: u64,
-    /// The user it runs as once it is swtpm.
+    /// The user that it becomes.
     pub uid: u32,
-    /// Where the next daemon finds what it needs.
-    pub fds: Fds,
-}
-
-/// A process that a record is true of.
-#[derive(Debug)]
-pub struct Found {
-    /// The record.
-    pub record: Record,
-    /// The process.
-    pub pidfd: OwnedFd,
+    /// The directory of its state.
+    pub state: PathBuf,
 }
 
 /// The number in this place, from 1 on, of /proc/PID/stat.
@@ -70,145 +150,123 @@ fn stat_field(pid: i32, field: usize) -> io::Result<u64> {
     value.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The real user id of a process.
-fn real_uid(pid: i32) -> io::Result<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    let uid = line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
-    uid.ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-fn path(run_dir: &Path, uuid: &Uuid) -> PathBuf {
-    run_dir.join(format!("{uuid}.json"))
-}
-
 impl Record {
     /// About this very process.
-    pub fn of_self(vtpm: String, version: String, uid: u32, fds: Fds) -> io::Result<Self> {
+    pub fn of_self(uuid: &Uuid, tpm: Version, uid: u32, state: &Path) -> io::Result<Self> {
         let pid = rustix::process::getpid().as_raw_nonzero().get();
 
         Ok(Self {
-            vtpm,
-            version,
+            version: FORM,
+            uuid: uuid.to_string(),
+            tpm: tpm.to_string(),
             pid,
             start: stat_field(pid, 22)?,
             uid,
-            fds,
+            state: state.to_owned(),
         })
     }
 
-    /// Writes it where the daemon looks for it, whole or not at all.
-    pub fn write(&self, run_dir: &Path, uuid: &Uuid) -> io::Result<()> {
-        let path = path(run_dir, uuid);
-        let new = path.with_extension("new");
-        let mut options = OpenOptions::new();
-
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(run_dir)?;
-        let mut file = options
+    /// Writes it, whole or not at all.
+    pub fn write(&self, run: &RunDir) -> io::Result<()> {
+        let new = run.record().with_extension("new");
+        let mut file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
             .open(&new)?;
         file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(new, path)
+        fs::rename(new, run.record())
     }
-}
 
-impl Found {
-    /// The process of a vTPM, if it still runs.
-    pub fn find(config: &Config, uuid: &Uuid) -> io::Result<Option<Self>> {
-        let text = match fs::read(path(&config.run_dir, uuid)) {
+    /// Reads it; `None` if there is none.
+    pub fn read(run: &RunDir) -> io::Result<Option<Self>> {
+        let text = match fs::read(run.record()) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             text => text?,
         };
-        let record: Record = serde_json::from_slice(&text)?;
-        let pid = Pid::from_raw(record.pid).ok_or(io::ErrorKind::InvalidData)?;
-        let found = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Self { record, pidfd },
-            Err(_) => return Ok(None),
+        let record: Self = serde_json::from_slice(&text)?;
+        match record.version {
+            FORM => Ok(Some(record)),
+            other => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} has version {other}", run.record().display()),
+            )),
+        }
+    }
+
+    /// The process, if it still runs.
+    pub fn process(&self) -> io::Result<Option<OwnedFd>> {
+        let pid = Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidData)?;
+        let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
+            return Ok(None);
         };
         // Looked at after the process is held: it is this one that has the number now.
-        let same = stat_field(found.record.pid, 22).is_ok_and(|start| start == found.record.start);
-        Ok((same && !found.has_ended()?).then_some(found))
+        let same = stat_field(self.pid, 22).is_ok_and(|start| start == self.start);
+        Ok((same && !wait_readable(&pidfd, Duration::ZERO)?).then_some(pidfd))
     }
 
-    /// All processes that there are records of.
-    pub fn all(config: &Config) -> io::Result<Vec<(Uuid, Self)>> {
-        let mut all = Vec::new();
-        let entries = match fs::read_dir(&config.run_dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(all),
-            entries => entries?,
+    /// Removes it.
+    pub fn remove(run: &RunDir) {
+        match fs::remove_file(run.record()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                log::warn!("{}: {e}", run.record().display());
+            }
+            _ => (),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: Id = Id { domid: 7, devid: 0 };
+
+    #[test]
+    fn a_record_is_true_of_one_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::make(folder.path(), ID).unwrap();
+        let uuid: Uuid = "0f8fad5b-d9cb-469f-a165-70867728950e".parse().unwrap();
+        assert_eq!(Record::read(&run).unwrap(), None);
+
+        let record = Record::of_self(&uuid, Version::Tpm2, 5, folder.path()).unwrap();
+        record.write(&run).unwrap();
+        assert_eq!(Record::read(&run).unwrap(), Some(record.clone()));
+        assert!(record.process().unwrap().is_some());
+        let former = Record {
+            start: record.start - 1,
+            ..record.clone()
         };
-
-        for entry in entries {
-            let name = entry?.file_name();
-            let uuid = name.to_str().and_then(|name| name.strip_suffix(".json"));
-            let Some(uuid) = uuid.and_then(|uuid| uuid.parse().ok()) else {
-                continue;
-            };
-            match Self::find(config, &uuid) {
-                Ok(Some(found)) => all.push((uuid, found)),
-                Ok(None) => remove(config, &uuid),
-                Err(e) => log::warn!("record of the process of vTPM {uuid}: {e}"),
-            }
-        }
-        Ok(all)
+        assert!(former.process().unwrap().is_none());
+        Record::remove(&run);
+        assert_eq!(Record::read(&run).unwrap(), None);
     }
 
-    /// Whether the process has got as far as being swtpm, under the user that the record names.
-    pub fn is_under_way(&self) -> bool {
-        real_uid(self.record.pid).is_ok_and(|uid| uid == self.record.uid)
+    #[test]
+    fn records_of_other_versions() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::make(folder.path(), ID).unwrap();
+        let text = |version: u32| {
+            format!(
+                r#"{{"version":{version},"uuid":"u","tpm":"2.0","pid":5,"start":6,"uid":7,
+                    "state":"/s","later":[1]}}"#
+            )
+        };
+        fs::write(run.record(), text(1)).unwrap();
+        assert_eq!(Record::read(&run).unwrap().unwrap().pid, 5);
+        fs::write(run.record(), text(2)).unwrap();
+        assert!(Record::read(&run).is_err());
     }
 
-    /// A copy of one of its descriptors.
-    pub fn descriptor(&self, fd: RawFd) -> io::Result<OwnedFd> {
-        Ok(pidfd_getfd(&self.pidfd, fd, PidfdGetfdFlags::empty())?)
-    }
+    #[test]
+    fn one_worker_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunDir::make(folder.path(), ID).unwrap();
+        let lock = run.lock().unwrap();
 
-    fn has_ended(&self) -> io::Result<bool> {
-        wait_readable(&self.pidfd, Duration::ZERO)
-    }
-}
-
-/// Ends processes, and waits for their ends. swtpm's state is safe at any moment.
-pub fn end(config: &Config, processes: &[(Uuid, Found)]) -> io::Result<()> {
-    for signal in [Signal::Term, Signal::Kill] {
-        for (_, found) in processes {
-            match pidfd_send_signal(&found.pidfd, signal) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => (),
-                Err(e) => return Err(e.into()),
-            }
-        }
-        let limit = Instant::now() + END_LIMIT;
-        for (_, found) in processes {
-            wait_readable(
-                &found.pidfd,
-                limit.saturating_duration_since(Instant::now()),
-            )?;
-        }
-    }
-    for (uuid, found) in processes {
-        match found.has_ended()? {
-            true => remove(config, uuid),
-            false => {
-                let text = format!("process {} of vTPM {uuid} does not end", found.record.pid);
-                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Removes a vTPM's record.
-pub fn remove(config: &Config, uuid: &Uuid) {
-    match fs::remove_file(path(&config.run_dir, uuid)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            log::warn!("record of the process of vTPM {uuid}: {e}");
-        }
-        _ => (),
+        assert!(lock.is_some() && run.lock().unwrap().is_none());
+        drop(lock);
+        assert!(run.lock().unwrap().is_some());
     }
 }

@@ -5,15 +5,20 @@
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{lchown, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{flock, FlockOperation};
+use rustix::fs::{flock, FlockOperation, OFlags};
+use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
 use crate::swtpm::Version;
+
+/// How long the lock of all state directories, which is held for milliseconds, is waited for.
+const ALL_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a vTPM's state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,15 +42,32 @@ pub enum Error {
         wanted: Version,
     },
     /// Somebody has the state.
-    #[error("the state of vTPM {uuid} is in use by {holder} ({} is locked)", path.display())]
+    #[error("the state of vTPM {uuid} is in use by another process or host ({} is locked)", path.display())]
     Locked {
         /// Whose.
         uuid: Uuid,
-        /// What the lock file says.
-        holder: String,
         /// The lock file.
         path: PathBuf,
     },
+    /// The state directory is there and the state is not.
+    #[error("{} has no state of a TPM: restore {} or {} from a backup, or remove the directory", path.display(), Version::Tpm2.state_file(), Version::Tpm12.state_file())]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file of the state is not whole.
+    #[error("{} has {found} bytes where its header says {expected}: restore it from a backup", path.display())]
+    Short {
+        /// The file.
+        path: PathBuf,
+        /// How long it is.
+        found: u64,
+        /// How long it has to be.
+        expected: u64,
+    },
+    /// The lock of all state directories is not to be had.
+    #[error("{} was locked by another process or host for {} s", .0.display(), ALL_LOCK_TIMEOUT.as_secs())]
+    AllLocked(PathBuf),
     /// A state folder has something in it that swtpm does not make.
     #[error("{} is not a plain file: remove it from the state folder", .0.display())]
     Odd(PathBuf),
@@ -75,6 +97,20 @@ pub struct State {
 #[derive(Debug)]
 pub struct Lock(File);
 
+impl Lock {
+    fn take(uuid: &Uuid, path: PathBuf) -> Result<Self, Error> {
+        // The file stays empty: swtpm inherits the lock, and could write there what it likes.
+        match lock_file(&path, FlockOperation::NonBlockingLockExclusive) {
+            Ok(file) => Ok(Self(file)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let uuid = uuid.clone();
+                Err(Error::Locked { uuid, path })
+            }
+            Err(e) => Err(at(&path)(e)),
+        }
+    }
+}
+
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -89,13 +125,14 @@ impl Config {
         let policy = self.policy(uuid);
         let wanted = asked.or(policy.version);
 
-        // Others may pass, since each vTPM's user has a folder inside, but not look.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(&self.state_dir)
-            .map_err(at(&self.state_dir))?;
+        make_state_dir(&self.state_dir)?;
         let found = version_of_state(&path).map_err(at(&path))?;
+        match found {
+            Some(version) => check_whole(&path.join(version.state_file()))?,
+            // Whoever finds a directory has had a TPM there.
+            None if path.try_exists().map_err(at(&path))? => return Err(Error::Empty { path }),
+            None => (),
+        }
 
         match (found, wanted) {
             (Some(found), Some(wanted)) if found != wanted => Err(Error::Version {
@@ -113,6 +150,15 @@ impl Config {
     }
 }
 
+/// Others may pass, since each vTPM's user has a directory inside, but not look.
+fn make_state_dir(path: &Path) -> Result<(), Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .map_err(at(path))
+}
+
 /// Which TPM's state is in a folder, `None` if there is none yet.
 pub fn version_of_state(state: &Path) -> io::Result<Option<Version>> {
     for version in Version::ALL {
@@ -123,7 +169,46 @@ pub fn version_of_state(state: &Path) -> io::Result<Option<Version>> {
     Ok(None)
 }
 
-/// Makes what a folder lists last.
+/// Checks that a file which swtpm has written is as long as its header says: after a loss of power, a file that
+/// was not made durable may be short or empty.
+fn check_whole(path: &Path) -> Result<(), Error> {
+    /// Versions, the header's length and flags; then the whole length, big endian.
+    const HEADER: usize = 10;
+    let mut header = [0; HEADER];
+    let mut file = open_plain(path)?;
+    let found = file.metadata().map_err(at(path))?.len();
+    let short = |expected| Error::Short {
+        path: path.to_owned(),
+        found,
+        expected,
+    };
+
+    if found < HEADER as u64 {
+        return Err(short(HEADER as u64));
+    }
+    file.read_exact(&mut header).map_err(at(path))?;
+    let [.., a, b, c, d] = header;
+    match u64::from(u32::from_be_bytes([a, b, c, d])) {
+        expected if expected == found => Ok(()),
+        expected => Err(short(expected)),
+    }
+}
+
+/// Opens what swtpm's user could have put anything in place of.
+fn open_plain(path: &Path) -> Result<File, Error> {
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)
+        .map_err(at(path))?;
+    match file.metadata().map_err(at(path))?.is_file() {
+        true => Ok(file),
+        false => Err(Error::Odd(path.to_owned())),
+    }
+}
+
+/// Makes durable what a directory lists.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -148,6 +233,28 @@ fn lock_file(path: &Path, how: FlockOperation) -> io::Result<File> {
     Ok(file)
 }
 
+/// Makes a directory with its plain files durable.
+fn sync_all(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(at(directory))? {
+        let path = entry.map_err(at(directory))?.path();
+        match open_plain(&path) {
+            Ok(file) => file.sync_all().map_err(at(&path))?,
+            // swtpm renames the files that it writes.
+            Err(Error::Folder { source, .. }) if source.kind() == io::ErrorKind::NotFound => (),
+            Err(e) => return Err(e),
+        }
+    }
+    sync_folder(directory).map_err(at(directory))
+}
+
+/// The mark of a saved guest: what UUID.saved has in it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Saved {
+    version: u32,
+    /// The uuid of the domain.
+    vm: Option<String>,
+}
+
 impl State {
     /// The file or folder beside this one with another ending.
     fn beside(&self, ending: &str) -> PathBuf {
@@ -166,42 +273,57 @@ impl State {
 
     /// Takes the right to use the state, if nobody has it.
     pub fn lock(&self) -> Result<Lock, Error> {
-        let path = self.beside("lock");
-
-        match lock_file(&path, FlockOperation::NonBlockingLockExclusive) {
-            Ok(mut file) => {
-                let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-                let holder = format!("process {} on host {}\n", std::process::id(), host.trim());
-                let written = file
-                    .set_len(0)
-                    .and_then(|()| file.write_all(holder.as_bytes()));
-                written.map_err(at(&path))?;
-                Ok(Lock(file))
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let holder = fs::read_to_string(&path).unwrap_or_default();
-                let holder = match holder.trim() {
-                    "" => "somebody".into(),
-                    holder => holder.into(),
-                };
-                let uuid = self.uuid.clone();
-                Err(Error::Locked { uuid, holder, path })
-            }
-            Err(e) => Err(at(&path)(e)),
-        }
+        Lock::take(&self.uuid, self.beside("lock"))
     }
 
-    /// Whether the next start goes on where the TPM stopped when its guest was saved.
+    /// Takes the right to the state of a vTPM that was not looked at yet.
+    pub fn lock_of(config: &Config, uuid: &Uuid) -> Result<Lock, Error> {
+        make_state_dir(&config.state_dir)?;
+        Lock::take(uuid, config.state_dir.join(format!("{uuid}.lock")))
+    }
+
+    /// Whether there is volatile state of a guest that was saved, whichever it was.
     pub fn is_saved(&self) -> Result<bool, Error> {
         let path = self.beside("saved");
         path.try_exists().map_err(at(&path))
     }
 
-    /// Says that the volatile state is that of a guest that was saved. It is for one start.
-    pub fn mark_saved(&self) -> Result<(), Error> {
+    /// Whether the volatile state is for the guest that starts now: the one that was saved, by its domain's
+    /// uuid. A mark without a uuid is for any.
+    pub fn is_saved_for(&self, vm: Option<&str>) -> Result<bool, Error> {
         let path = self.beside("saved");
-        let made = File::create(&path).and_then(|_| sync_folder(self.parent()));
+        let mark: Saved = match fs::read(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+            // One of version 0.1.0 is empty.
+            Ok(text) if text.is_empty() => return Ok(true),
+            text => serde_json::from_slice(&text.map_err(at(&path))?)
+                .map_err(|e| at(&path)(e.into()))?,
+        };
+        Ok(mark.vm.is_none() || mark.vm.as_deref() == vm)
+    }
+
+    /// Says that the volatile state is that of the guest `vm`, which was saved, or of any. It is for one start.
+    /// The state is durable before the mark is.
+    pub fn mark_saved(&self, vm: Option<&str>) -> Result<(), Error> {
+        let (path, new) = (self.beside("saved"), self.beside("saved.new"));
+        let mark = Saved {
+            version: 1,
+            vm: vm.map(str::to_owned),
+        };
+
+        check_whole(&self.path.join(self.version.volatile_file()))?;
+        self.sync()?;
+        let text = serde_json::to_vec(&mark).map_err(|e| at(&path)(e.into()))?;
+        let made = File::create(&new)
+            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&new, &path))
+            .and_then(|()| sync_folder(self.parent()));
         made.map_err(at(&path))
+    }
+
+    /// Makes durable what swtpm has written, and what the directory lists.
+    pub fn sync(&self) -> Result<(), Error> {
+        sync_all(&self.path)
     }
 
     /// Takes the mark away, if there is one.
@@ -215,17 +337,22 @@ impl State {
         removed.map_err(at(&path))
     }
 
-    /// Has the TPM start with the volatile state that it was saved with, and with no other. The caller has
-    /// the lock.
-    pub fn prepare_volatile(&self) -> Result<(), Error> {
+    /// Has the TPM start with the volatile state that it was saved with if it is for the guest `vm`, and with no
+    /// other. Returns whether it does. The caller has the lock.
+    pub fn prepare_volatile(&self, vm: Option<&str>) -> Result<bool, Error> {
         let path = self.path.join(self.version.volatile_file());
 
-        match (self.is_saved()?, path.try_exists()) {
-            (true, Ok(true)) => Ok(()),
+        match (self.is_saved_for(vm)?, path.try_exists()) {
+            (true, Ok(true)) => check_whole(&path).map(|()| true),
             (true, Ok(false)) => Err(Error::NotSaved(self.beside("saved"), path)),
             // swtpm would take it up, whoever left it there and however old it is.
-            (false, Ok(true)) => fs::remove_file(&path).map_err(at(&path)),
-            (false, Ok(false)) => Ok(()),
+            (false, Ok(true)) => {
+                self.unmark_saved()?;
+                fs::remove_file(&path).map_err(at(&path))?;
+                sync_folder(&self.path).map_err(at(&self.path))?;
+                Ok(false)
+            }
+            (false, Ok(false)) => Ok(false),
             (_, Err(e)) => Err(at(&path)(e)),
         }
     }
@@ -244,21 +371,21 @@ impl State {
     }
 
     /// Gives the new state its right name, now that it is whole. `saved` says whether it has the volatile
-    /// state of a guest that was saved. The caller has the lock.
-    pub fn finish(&self, config: &Config, saved: bool) -> Result<(), Error> {
+    /// state of a guest that was saved, and `vm` of which. The caller has the lock.
+    pub fn finish(&self, config: &Config, saved: bool, vm: Option<&str>) -> Result<(), Error> {
         let unfinished = self.unfinished();
 
         if let Some(first) = config.first_uid {
             self.own(&unfinished, first)?;
         }
+        sync_all(&unfinished)?;
+        self.unmark_saved()?;
+        let renamed = fs::rename(&unfinished, &self.path).and_then(|()| sync_folder(self.parent()));
+        renamed.map_err(at(&self.path))?;
         match saved {
-            true => self.mark_saved()?,
-            false => self.unmark_saved()?,
+            true => self.mark_saved(vm),
+            false => Ok(()),
         }
-        let renamed = sync_folder(&unfinished)
-            .and_then(|()| fs::rename(&unfinished, &self.path))
-            .and_then(|()| sync_folder(self.parent()));
-        renamed.map_err(at(&self.path))
     }
 
     /// Removes the state. The caller has the lock.
@@ -276,7 +403,7 @@ impl State {
     /// does not yet. Returns the user's id. The caller has the lock.
     pub fn own(&self, folder: &Path, first_uid: u32) -> Result<u32, Error> {
         let all = self.parent().join(".lock");
-        let _all = lock_file(&all, FlockOperation::LockExclusive).map_err(at(&all))?;
+        let _all = lock_all(&all)?;
         let owner = fs::symlink_metadata(folder).map_err(at(folder))?.uid();
         let others = owners(self.parent(), folder).map_err(at(self.parent()))?;
         let uid = if owner >= first_uid && !others.contains(&owner) {
@@ -290,6 +417,22 @@ impl State {
 
         give(folder, uid)?;
         Ok(uid)
+    }
+}
+
+/// Takes the lock of all state directories, for which others of this and, on shared storage, of other hosts may
+/// have to be waited for.
+fn lock_all(path: &Path) -> Result<File, Error> {
+    let deadline = Instant::now() + ALL_LOCK_TIMEOUT;
+    loop {
+        match lock_file(path, FlockOperation::NonBlockingLockExclusive) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (),
+            file => return file.map_err(at(path)),
+        }
+        if deadline <= Instant::now() {
+            return Err(Error::AllLocked(path.to_owned()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -366,7 +509,7 @@ mod tests {
         assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
 
         fs::create_dir(&fresh.path).unwrap();
-        fs::write(fresh.path.join("tpm-00.permall"), b"").unwrap();
+        write_state(&fresh.path.join("tpm-00.permall"), 100);
         assert!(config.state(&uuid, None).unwrap().exists);
         assert!(matches!(
             config.state(&uuid, Some(Version::Tpm2)),
@@ -383,23 +526,84 @@ mod tests {
         let lock = state.lock().unwrap();
         let refused = state.lock().unwrap_err().to_string();
 
-        let own = format!("in use by process {} on host ", std::process::id());
-        assert!(refused.contains(&own), "{refused}");
+        assert!(
+            refused.contains("is in use by another process"),
+            "{refused}"
+        );
+        assert_eq!(fs::read(state.beside("lock")).unwrap(), b"");
         drop(lock);
         state.lock().unwrap();
     }
 
+    /// Writes what is whole by its header.
+    fn write_state(path: &Path, len: u8) {
+        let mut bytes = vec![0; len.into()];
+        bytes[..10].copy_from_slice(&[2, 1, 0, 10, 0, 0, 0, 0, 0, len]);
+        fs::write(path, bytes).unwrap();
+    }
+
     #[test]
-    fn the_mark_of_a_saved_guest() {
+    fn the_mark_of_a_saved_guest_is_for_that_guest() {
         let (_folder, config, uuid) = state();
         let state = config.state(&uuid, None).unwrap();
+        let volatile = state.path.join(state.version.volatile_file());
+        let (a, b) = (Some("a"), Some("b"));
+        fs::create_dir(&state.path).unwrap();
 
         state.unmark_saved().unwrap();
-        assert!(!state.is_saved().unwrap());
-        state.mark_saved().unwrap();
-        assert!(state.is_saved().unwrap());
+        assert!(!state.prepare_volatile(a).unwrap());
+        assert!(state.mark_saved(a).is_err(), "there is nothing to mark");
+        write_state(&volatile, 20);
+        state.mark_saved(a).unwrap();
+        assert!(state.prepare_volatile(a).unwrap());
+        assert!(state.prepare_volatile(a).unwrap(), "not used up yet");
+        assert!(!state.prepare_volatile(b).unwrap());
+        assert!(!volatile.exists() && !state.is_saved().unwrap());
+
+        for mark in [None, a] {
+            write_state(&volatile, 20);
+            state.mark_saved(mark).unwrap();
+            assert_eq!(state.prepare_volatile(None).unwrap(), mark.is_none());
+        }
+        // As version 0.1.0 made it.
+        write_state(&volatile, 20);
+        fs::write(state.beside("saved"), b"").unwrap();
+        assert!(state.prepare_volatile(a).unwrap());
+        fs::remove_file(&volatile).unwrap();
+        assert!(matches!(
+            state.prepare_volatile(a),
+            Err(Error::NotSaved(..))
+        ));
         state.unmark_saved().unwrap();
         assert!(!state.is_saved().unwrap());
+    }
+
+    #[test]
+    fn what_is_not_whole_is_refused_by_name() {
+        let (_folder, config, uuid) = state();
+        let path = config.state(&uuid, None).unwrap().path;
+        fs::create_dir(&path).unwrap();
+        let refused = |part: &str| {
+            let reason = config.state(&uuid, None).unwrap_err().to_string();
+            assert!(reason.contains(part), "{reason}");
+        };
+        refused("has no state of a TPM");
+
+        let file = path.join("tpm2-00.permall");
+        write_state(&file, 100);
+        assert!(config.state(&uuid, None).unwrap().exists);
+        for len in [0, 9, 10, 99, 101] {
+            OpenOptions::new()
+                .write(true)
+                .open(&file)
+                .unwrap()
+                .set_len(len)
+                .unwrap();
+            refused("tpm2-00.permall has ");
+        }
+        fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
+        refused("tpm2-00.permall");
     }
 
     #[test]

@@ -104,14 +104,16 @@ pub struct Vtpm {
     pub bytes_out: u64,
     /// The commands that were timed: one of 16.
     pub timed: u64,
+    /// How long they took together, in microseconds.
+    pub timed_us: f64,
     /// Their median, from the guest's event to its answer, in microseconds.
     pub median_us: Option<f64>,
     /// How many of them took less than 2^n microseconds, and not less than the one before.
     pub latency: Vec<u64>,
-    /// The processor time that the daemon used for them, in microseconds.
+    /// The processor time that the worker and its I/O process have used, for whatever, in microseconds.
     pub own_us: f64,
-    /// All the rest of their time, which is swtpm's, in microseconds.
-    pub swtpm_us: f64,
+    /// What this kernel lacks of the sandbox.
+    pub sandbox_lacks: Vec<String>,
     /// The processor time that this swtpm process has used, for whatever, in microseconds; if the kernel
     /// says.
     pub swtpm_used_us: Option<f64>,
@@ -154,14 +156,13 @@ impl Vtpm {
             reconnects: counters.connections.saturating_sub(1),
             bytes_in: counters.bytes_in,
             bytes_out: counters.bytes_out,
-            timed: counters.samples,
+            timed: counters.latency.total(),
+            timed_us: counters.timed_us as f64,
             median_us: counters
                 .latency
                 .median()
                 .map(|time| time.as_secs_f64() * 1e6),
             latency: counters.latency.buckets().to_vec(),
-            own_us: counters.own.as_secs_f64() * 1e6,
-            swtpm_us: counters.tpm.as_secs_f64() * 1e6,
             ..self
         }
     }

@@ -162,16 +162,6 @@ impl fmt::Display for Id {
     }
 }
 
-/// The node by which a toolstack asks a guest to end, or to be saved. The guest may write it too.
-pub fn shutdown_node(id: Id) -> String {
-    format!("/local/domain/{}/control/shutdown", id.domid)
-}
-
-/// The token of a vTPM's watch on that node.
-pub fn save_token(id: Id) -> String {
-    format!("{id} save")
-}
-
 /// Where the nodes of one vTPM are.
 #[derive(Clone, Debug)]
 pub struct Paths {
@@ -217,6 +207,17 @@ impl Paths {
         self.backend[..end].to_owned()
     }
 
+    /// The node that names the guest's /vm directory, whose last part is the domain's uuid.
+    pub fn vm(id: Id) -> String {
+        format!("/local/domain/{}/vm", id.domid)
+    }
+
+    /// The directory of the error node, and those above it that have nothing else in them.
+    pub fn error_folders(&self) -> [String; 2] {
+        let end = self.error.rfind('/').unwrap_or(self.error.len());
+        [self.error.clone(), self.error[..end].to_owned()]
+    }
+
     /// Where the reason of a failure goes.
     pub fn error(&self) -> String {
         format!("{}/error", self.error)
@@ -237,14 +238,14 @@ impl Paths {
 
 /// What a frontend publishes before it goes to Initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Particulars {
+pub struct RingParams {
     /// The grant of the shared page.
     pub ring_ref: u32,
     /// The port of the event channel.
     pub port: u32,
 }
 
-impl Particulars {
+impl RingParams {
     /// Reads them.
     pub fn read(store: &Store, paths: &Paths) -> Result<Self, NodeError> {
         let feature = format!("{FEATURE_VALUE:?}");

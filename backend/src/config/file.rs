@@ -12,7 +12,7 @@ use std::str::FromStr;
 use log::LevelFilter;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-use super::{Config, OnDeath, Policy, Uuid};
+use super::{Config, OnDeath, PlatformHierarchy, Policy, Sandbox, Uuid};
 use crate::cgroup::Limits;
 use crate::swtpm::Version;
 
@@ -115,6 +115,7 @@ struct File {
     state_dir: Option<Parsed<Absolute>>,
     first_uid: Option<FirstUid>,
     log_level: Option<Parsed<Level>>,
+    sandbox: Option<Parsed<Sandbox>>,
     status_group: Option<String>,
     limits: LimitKeys,
     tpm: Keys,
@@ -153,6 +154,7 @@ struct Keys {
     version: Option<Parsed<Version>>,
     localities: Option<Localities>,
     on_death: Option<Parsed<OnDeath>>,
+    platform_hierarchy: Option<Parsed<PlatformHierarchy>>,
     certificates: Option<bool>,
     key_file: Option<Parsed<Absolute>>,
     memory: Option<Memory>,
@@ -179,6 +181,9 @@ impl File {
         if let Some(FirstUid(uid)) = self.first_uid {
             config.first_uid = Some(uid);
         }
+        if let Some(Parsed(sandbox)) = self.sandbox {
+            config.sandbox = sandbox;
+        }
         if let Some(Parsed(Level(level))) = self.log_level {
             config.log_level = level;
         }
@@ -196,6 +201,9 @@ impl Keys {
             default_version: else_.default_version,
             localities: self.localities.map_or(else_.localities, |bits| bits.0),
             on_death: self.on_death.map_or(else_.on_death, |choice| choice.0),
+            platform_hierarchy: self
+                .platform_hierarchy
+                .map_or(else_.platform_hierarchy, |choice| choice.0),
             certificates: self.certificates.unwrap_or(else_.certificates),
             key_file: self
                 .key_file

@@ -15,8 +15,6 @@ pub enum Capability {
     Init = 1 << 0,
     /// [`Request::Shutdown`].
     Shutdown = 1 << 1,
-    /// [`Request::GetTpmEstablished`].
-    GetTpmEstablished = 1 << 2,
     /// [`Request::SetLocality`].
     SetLocality = 1 << 3,
     /// [`Request::StoreVolatile`].
@@ -45,8 +43,6 @@ pub enum Request {
     SetDataFd,
     /// Switch the TPM on.
     Init,
-    /// Whether a dynamic launch has measured anything since the machine was reset.
-    GetTpmEstablished,
     /// Write PCRs, sessions and what else goes with the power to the state folder.
     StoreVolatile,
     /// The locality of the packets that follow.
@@ -62,8 +58,6 @@ pub enum Reply {
     Capabilities(Capabilities),
     /// The size that [`Request::SetBufferSize`] arrived at.
     BufferSize(u32),
-    /// The answer to [`Request::GetTpmEstablished`].
-    Established(bool),
     /// The request was carried out.
     Done,
     /// The request was refused, with a TPM 1.2 return code whatever the TPM's version.
@@ -78,7 +72,6 @@ impl Request {
             Self::SetBufferSize(_) => "CMD_SET_BUFFERSIZE",
             Self::SetDataFd => "CMD_SET_DATAFD",
             Self::Init => "CMD_INIT",
-            Self::GetTpmEstablished => "CMD_GET_TPMESTABLISHED",
             Self::StoreVolatile => "CMD_STORE_VOLATILE",
             Self::SetLocality(_) => "CMD_SET_LOCALITY",
             Self::Shutdown => "CMD_SHUTDOWN",
@@ -93,7 +86,6 @@ impl Request {
             // a daemon that dies now would find none.
             Self::Init => (2, Some(0)),
             Self::Shutdown => (3, None),
-            Self::GetTpmEstablished => (4, None),
             // A byte and three of padding.
             Self::SetLocality(locality) => (5, Some(u32::from(locality) << 24)),
             Self::StoreVolatile => (10, None),
@@ -123,8 +115,6 @@ impl Request {
                 (Reply::Capabilities(Capabilities(bits)), 8)
             }
             _ if first != 0 => (Reply::Refused(first), 4),
-            // A byte and three of padding.
-            Self::GetTpmEstablished => (Reply::Established(word(1)? >> 24 != 0), 8),
             Self::SetBufferSize(_) => {
                 // Then the least and the greatest size.
                 word(3)?;
@@ -152,7 +142,6 @@ mod tests {
     fn requests_on_the_wire() {
         assert_eq!(Request::GetCapability.encode(), [0, 0, 0, 1]);
         assert_eq!(Request::Init.encode(), [0, 0, 0, 2, 0, 0, 0, 0]);
-        assert_eq!(Request::GetTpmEstablished.encode(), [0, 0, 0, 4]);
         assert_eq!(Request::StoreVolatile.encode(), [0, 0, 0, 10]);
         assert_eq!(Request::Shutdown.encode(), [0, 0, 0, 3]);
         assert_eq!(Request::SetLocality(4).encode(), [0, 0, 0, 5, 4, 0, 0, 0]);
@@ -187,17 +176,6 @@ mod tests {
             );
             assert_eq!(request.decode(&[0, 0, 0]), None);
             assert_eq!(request.decode(&[]), None);
-        }
-    }
-
-    #[test]
-    fn established() {
-        let request = Request::GetTpmEstablished;
-
-        for (bit, found) in [(1, true), (0, false)] {
-            let reply = [0, 0, 0, 0, bit, 0, 0, 0];
-            assert_eq!(request.decode(&reply), Some((Reply::Established(found), 8)));
-            assert_eq!(request.decode(&reply[..7]), None);
         }
     }
 

@@ -258,14 +258,13 @@ impl Daemon {
         for piece in pieces.iter().chain([&len]) {
             let (now, later) = rest.split_at((*piece).min(rest.len()));
             if !now.is_empty() {
-                assert!(!self.inbox.packet().unwrap());
                 self.swtpm.write_all(now).unwrap();
-                assert!(self.inbox.fill(&self.ours, "data").unwrap());
+                let whole = self.inbox.fill(&self.ours).unwrap();
+                assert_eq!(whole, later.is_empty());
             }
             rest = later;
         }
-        assert!(self.inbox.packet().unwrap());
-        let answer = self.inbox.empty();
+        let answer = self.inbox.packet();
         assert_eq!(answer, packet);
 
         let delivery = self.exchange.answer(&self.page, answer);
@@ -277,21 +276,22 @@ impl Daemon {
         }
         // Never the answer to a command that was cancelled.
         assert_eq!(delivery != Delivery::Dropped, self.owed == Some(number));
+        self.inbox.wipe();
         self.owed = None;
     }
 
     /// What makes no sense is an error, and the end of this swtpm.
     fn babble(&mut self, bytes: &[u8]) {
         self.swtpm.write_all(bytes).unwrap();
-        assert!(self.inbox.fill(&self.ours, "data").unwrap());
+        let whole = self.inbox.fill(&self.ours);
         let claimed = bytes
             .get(2..6)
             .map(|n| u32::from_be_bytes(n.try_into().unwrap()));
         let claimed = claimed.map_or(usize::MAX, |n| n as usize);
-        if let Ok(true) = self.inbox.packet() {
+        if let Ok(true) = whole {
             assert!(claimed == bytes.len() && bytes.len() >= HEADER_SIZE);
         }
-        self.inbox.empty();
+        self.inbox.wipe();
         for request in [
             Request::GetCapability,
             Request::SetBufferSize(9),

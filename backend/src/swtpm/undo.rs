@@ -3,6 +3,8 @@
 //! What a cancelled command leaves behind in a TPM 2.0: it ran to its end, and its guest will never
 //! learn the handle of what it made. A TPM has room for three such objects, so they are flushed.
 
+use super::Version;
+
 /// TPM2_FlushContext.
 const FLUSH_CONTEXT: u32 = 0x165;
 
@@ -18,15 +20,15 @@ fn be32(packet: &[u8], at: usize) -> Option<u32> {
 }
 
 /// The command's code, or the answer's.
-pub(super) fn code(packet: &[u8]) -> Option<u32> {
+pub fn code(packet: &[u8]) -> Option<u32> {
     be32(packet, 6)
 }
 
 /// The TPM 2.0 command that undoes the one with this code, now that it was answered thus; `None` if
 /// there is nothing to undo.
-pub(super) fn undo(command: u32, answer: &[u8]) -> Option<[u8; 14]> {
+pub fn undo(version: Version, command: u32, answer: &[u8]) -> Option<[u8; 14]> {
     let handle = match code(answer) {
-        Some(0) if MAKERS.contains(&command) => be32(answer, 10)?,
+        Some(0) if version == Version::Tpm2 && MAKERS.contains(&command) => be32(answer, 10)?,
         _ => return None,
     };
     let mut packet = [0x80, 1, 0, 0, 0, 14, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -46,7 +48,7 @@ mod tests {
     fn flushes_what_was_made() {
         let packet = [0x80, 1, 0, 0, 0, 14, 0, 0, 1, 0x65, 0x80, 0, 0, 1];
 
-        assert_eq!(undo(0x131, &MADE), Some(packet));
+        assert_eq!(undo(Version::Tpm2, 0x131, &MADE), Some(packet));
     }
 
     #[test]
@@ -54,9 +56,10 @@ mod tests {
         let mut failed = MADE;
         failed[8] = 9;
 
-        assert_eq!(undo(0x17b, &MADE), None, "GetRandom");
-        assert_eq!(undo(0x131, &failed), None);
-        assert_eq!(undo(0x131, &MADE[..10]), None);
-        assert_eq!(undo(0x131, &[]), None);
+        assert_eq!(undo(Version::Tpm2, 0x17b, &MADE), None, "GetRandom");
+        assert_eq!(undo(Version::Tpm2, 0x131, &failed), None);
+        assert_eq!(undo(Version::Tpm2, 0x131, &MADE[..10]), None);
+        assert_eq!(undo(Version::Tpm2, 0x131, &[]), None);
+        assert_eq!(undo(Version::Tpm12, 0x131, &MADE), None);
     }
 }

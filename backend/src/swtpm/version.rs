@@ -44,6 +44,44 @@ impl Version {
         }
     }
 
+    /// The TPM2_Shutdown, type clear, that goes before each end of a TPM 2.0 but a save: without it the next
+    /// start counts as one after a power failure, and a failed authorization is assumed. A TPM 1.2 has no such
+    /// command.
+    pub(super) fn shutdown(self) -> Option<[u8; 12]> {
+        match self {
+            Self::Tpm12 => None,
+            Self::Tpm2 => Some([0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x45, 0, 0]),
+        }
+    }
+
+    /// What takes the platform's rights from whoever comes next, as firmware does before it starts an operating
+    /// system. TPM 2.0: TPM2_HierarchyChangeAuth of the platform hierarchy to `secret`. TPM 1.2:
+    /// TSC_PhysicalPresence, enabled as a command, then set to "not present" and locked.
+    pub(super) fn close_platform(self, secret: &[u8; 32]) -> Vec<Vec<u8>> {
+        let presence = |flags: u8| vec![0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, flags];
+        match self {
+            Self::Tpm12 => vec![presence(0x20), presence(0x14)],
+            Self::Tpm2 => {
+                const START: [u8; 29] = [
+                    0x80, 2, 0, 0, 0, 61, 0, 0, 1, 0x29, 0x40, 0, 0, 0x0c, // TPM_RH_PLATFORM
+                    0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, // TPM_RS_PW, empty
+                    0, 32,
+                ];
+                vec![[&START[..], secret].concat()]
+            }
+        }
+    }
+
+    /// Whether a response says that the TPM is in failure mode, as after a write to its state that failed:
+    /// TPM_FAILEDSELFTEST or TPM_RC_FAILURE. Nothing but a new start ends that.
+    pub fn is_failure_mode(self, response: &[u8]) -> bool {
+        let code = super::undo::code(response);
+        match self {
+            Self::Tpm12 => code == Some(0x1c),
+            Self::Tpm2 => code == Some(0x101),
+        }
+    }
+
     /// The answer to a command that may not be sent from its locality: TPM_BAD_LOCALITY or
     /// TPM_RC_LOCALITY.
     pub fn bad_locality(self) -> [u8; HEADER_SIZE] {

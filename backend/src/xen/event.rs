@@ -61,13 +61,17 @@ impl Drop for Handle {
 }
 
 impl EventChannel {
-    /// Binds to the port `remote_port` of the domain `domid`.
+    /// Binds to the port `remote_port` of the domain `domid`, by a handle that can be bound to no other
+    /// domain's ports.
     pub fn bind(domid: u16, remote_port: u32) -> Result<Self, Error> {
         let what = || format!("{remote_port} of domain {domid}");
         let handle = Handle::open()?;
 
-        rustix::io::ioctl_fionbio(&handle, true)
-            .map_err(|e| Error::new("making not blocking", "/dev/xen/evtchn", e.into()))?;
+        // SAFETY: The handle is open by its invariant.
+        let restricted = unsafe { sys::xenevtchn_restrict(handle.as_ptr(), domid) };
+        if restricted < 0 {
+            return Err(Error::last("restricting /dev/xen/evtchn to domain", domid));
+        }
         // SAFETY: The handle is open by its invariant.
         let port = unsafe {
             sys::xenevtchn_bind_interdomain(handle.as_ptr(), u32::from(domid), remote_port)
@@ -86,19 +90,19 @@ impl EventChannel {
         self.check("notifying through event channel", r)
     }
 
-    /// Takes a pending event, without waiting for one. True if there was one. The next one can come
-    /// after [`unmask`](Self::unmask), and is not lost if it is sent before.
-    pub fn take_event(&self) -> Result<bool, Error> {
-        // SAFETY: The handle is open by the type invariant.
-        let port = unsafe { sys::xenevtchn_pending(self.handle.as_ptr()) };
-
-        if port >= 0 {
-            return Ok(true);
-        }
-        let error = Error::last("reading from event channel", self.port);
-        match error.kind() {
-            io::ErrorKind::WouldBlock => Ok(false),
-            _ => Err(error),
+    /// Waits for an event, and takes it. The next one comes after [`unmask`](Self::unmask); it is not lost
+    /// if it is sent before.
+    pub fn wait(&self) -> Result<(), Error> {
+        loop {
+            // SAFETY: The handle is open by the type invariant.
+            let port = unsafe { sys::xenevtchn_pending(self.handle.as_ptr()) };
+            if port >= 0 {
+                return Ok(());
+            }
+            let error = Error::last("reading from event channel", self.port);
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
         }
     }
 

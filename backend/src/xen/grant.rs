@@ -16,11 +16,9 @@ use super::{sys, Error};
 ///
 /// # Invariants
 ///
-/// `handle` came from `xengnttab_open` and was not closed; `page` is the address of [`PAGE_SIZE`]
-/// bytes that are mapped through it, aligned to a page.
+/// `page` is the address of [`PAGE_SIZE`] mapped bytes, aligned to a page, which nobody else unmaps.
 #[derive(Debug)]
 pub struct GrantedPage {
-    handle: Handle,
     page: NonNull<u8>,
 }
 
@@ -40,7 +38,8 @@ impl Drop for Handle {
 }
 
 impl GrantedPage {
-    /// Maps the page that the domain `domid` granted as `grant`.
+    /// Maps the page that the domain `domid` granted as `grant`. The device is closed again, so that nothing
+    /// else can be mapped through it: the mapping holds what it needs.
     pub fn map(domid: u16, grant: u32) -> Result<Self, Error> {
         // SAFETY: No logger means that libxengnttab makes its own.
         let handle = unsafe { sys::xengnttab_open(ptr::null_mut(), 0) };
@@ -60,7 +59,7 @@ impl GrantedPage {
 
         // INVARIANT: A mapping that is not null is one page.
         NonNull::new(page.cast::<u8>())
-            .map(|page| Self { handle, page })
+            .map(|page| Self { page })
             .ok_or_else(|| Error::last("mapping grant", format!("{grant} of domain {domid}")))
     }
 
@@ -148,8 +147,7 @@ impl Memory for GrantedPage {
 impl Drop for GrantedPage {
     fn drop(&mut self) {
         let page = self.page.as_ptr().cast::<c_void>();
-        // SAFETY: It is mapped through this handle by the type invariant, and no reference into it
-        // outlives `self`.
-        unsafe { sys::xengnttab_unmap(self.handle.0.as_ptr(), page, 1) };
+        // SAFETY: It is mapped by the type invariant, and no reference into it outlives `self`.
+        let _ = unsafe { rustix::mm::munmap(page, PAGE_SIZE) };
     }
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Safe handles on Xen: xenstore, event channels and granted pages. The only room of the daemon
-//! with `unsafe` in it; knows nothing of vTPMs.
+//! Safe handles on Xen: xenstore, event channels and granted pages. Knows nothing of vTPMs.
 
+mod domain;
 mod event;
 mod grant;
 mod store;
@@ -10,9 +10,10 @@ mod sys;
 
 use std::io;
 
+pub use domain::{Domain, Domains};
 pub use event::EventChannel;
 pub use grant::GrantedPage;
-pub use store::{Store, WatchEvent};
+pub use store::{Store, Transaction, WatchEvent};
 
 /// A call into Xen's libraries that failed.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +40,16 @@ impl Error {
             on: on.to_string(),
             source,
         }
+    }
+
+    /// Whether the connection is gone for good, as when xenstored has ended.
+    pub fn is_disconnect(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected, UnexpectedEof};
+        matches!(self.source.raw_os_error(), Some(libc::EBADF))
+            || matches!(
+                self.kind(),
+                BrokenPipe | ConnectionReset | NotConnected | UnexpectedEof
+            )
     }
 
     /// The kind of the cause.

@@ -9,6 +9,9 @@ use std::ptr::NonNull;
 
 use super::{sys, Error};
 
+/// How often a transaction is tried that somebody else gets in between.
+const MAX_ATTEMPTS: u32 = 100;
+
 /// A connection to xenstored. Paths that do not start with a slash are relative to the own domain.
 ///
 /// # Invariants
@@ -40,13 +43,45 @@ impl Store {
             .ok_or_else(|| Error::last("connecting to", "xenstored"))
     }
 
+    /// Does something in a transaction: either nobody else changed meanwhile what it read or wrote, or it is
+    /// done again.
+    pub fn transaction<T, E: From<Error>>(
+        &self,
+        act: impl Fn(&Transaction<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        const CALL: &str = "transaction of";
+        for _ in 0..MAX_ATTEMPTS {
+            // SAFETY: The handle is open by the type invariant.
+            let id = unsafe { sys::xs_transaction_start(self.handle()) };
+            if id == sys::XBT_NULL {
+                return Err(Error::last(CALL, "xenstored").into());
+            }
+            let done = act(&Transaction { store: self, id });
+            let abort = done.is_err();
+            // SAFETY: As before; the transaction was started above and ends here.
+            let ended = unsafe { sys::xs_transaction_end(self.handle(), id, abort) };
+            if abort || ended {
+                return done;
+            }
+            let error = Error::last(CALL, "xenstored");
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(error.into());
+            }
+        }
+        Err(Error::new(CALL, "xenstored", io::ErrorKind::WouldBlock.into()).into())
+    }
+
     /// The value of a node, `None` when there is no such node.
     pub fn read(&self, path: &str) -> Result<Option<String>, Error> {
+        self.read_in(sys::XBT_NULL, path)
+    }
+
+    fn read_in(&self, transaction: u32, path: &str) -> Result<Option<String>, Error> {
         const CALL: &str = "reading xenstore node";
         let c_path = c_string(CALL, path)?;
         let mut len: c_uint = 0;
         // SAFETY: The handle is open by the type invariant, the path ends in NUL, `len` is ours.
-        let data = unsafe { sys::xs_read(self.handle(), sys::XBT_NULL, c_path.as_ptr(), &mut len) };
+        let data = unsafe { sys::xs_read(self.handle(), transaction, c_path.as_ptr(), &mut len) };
         let Some(data) = Allocation::new(data) else {
             return none_if_missing(Error::last(CALL, path));
         };
@@ -66,6 +101,10 @@ impl Store {
 
     /// Writes a node, and makes it and its parents where they are missing.
     pub fn write(&self, path: &str, value: &str) -> Result<(), Error> {
+        self.write_in(sys::XBT_NULL, path, value)
+    }
+
+    fn write_in(&self, transaction: u32, path: &str, value: &str) -> Result<(), Error> {
         const CALL: &str = "writing xenstore node";
         let c_path = c_string(CALL, path)?;
         let len = c_uint::try_from(value.len())
@@ -75,7 +114,7 @@ impl Store {
         let done = unsafe {
             sys::xs_write(
                 self.handle(),
-                sys::XBT_NULL,
+                transaction,
                 c_path.as_ptr(),
                 value.as_ptr().cast::<c_void>(),
                 len,
@@ -159,6 +198,25 @@ impl Store {
 
     fn handle(&self) -> *mut sys::XsHandle {
         self.handle.as_ptr()
+    }
+}
+
+/// A transaction under way.
+#[derive(Debug)]
+pub struct Transaction<'a> {
+    store: &'a Store,
+    id: u32,
+}
+
+impl Transaction<'_> {
+    /// As [`Store::read`].
+    pub fn read(&self, path: &str) -> Result<Option<String>, Error> {
+        self.store.read_in(self.id, path)
+    }
+
+    /// As [`Store::write`].
+    pub fn write(&self, path: &str, value: &str) -> Result<(), Error> {
+        self.store.write_in(self.id, path, value)
     }
 }
 

@@ -57,6 +57,8 @@ unsafe extern "C" {
     pub(super) fn xs_watch(h: *mut XsHandle, path: *const c_char, token: *const c_char) -> bool;
     pub(super) fn xs_unwatch(h: *mut XsHandle, path: *const c_char, token: *const c_char) -> bool;
     pub(super) fn xs_check_watch(h: *mut XsHandle) -> *mut *mut c_char;
+    pub(super) fn xs_transaction_start(h: *mut XsHandle) -> u32;
+    pub(super) fn xs_transaction_end(h: *mut XsHandle, t: u32, abort: bool) -> bool;
 }
 
 #[link(name = "xenevtchn")]
@@ -64,6 +66,7 @@ unsafe extern "C" {
     pub(super) fn xenevtchn_open(logger: *mut c_void, flags: c_uint) -> *mut EvtchnHandle;
     pub(super) fn xenevtchn_close(h: *mut EvtchnHandle) -> c_int;
     pub(super) fn xenevtchn_fd(h: *mut EvtchnHandle) -> c_int;
+    pub(super) fn xenevtchn_restrict(h: *mut EvtchnHandle, domid: u16) -> c_int;
     pub(super) fn xenevtchn_bind_interdomain(
         h: *mut EvtchnHandle,
         domid: u32,
@@ -85,7 +88,6 @@ unsafe extern "C" {
         grant: u32,
         prot: c_int,
     ) -> *mut c_void;
-    pub(super) fn xengnttab_unmap(h: *mut GnttabHandle, start: *mut c_void, count: u32) -> c_int;
 }
 
 // The C library's, for what libxenstore allocates.

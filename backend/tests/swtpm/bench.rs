@@ -3,36 +3,27 @@
 //! What the tests against the real swtpm have in common: a state folder, an swtpm in it, and the wait for
 //! what it does.
 
-use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use xen_vtpmd::config::{Config, Policy, Uuid};
-use xen_vtpmd::record::Found;
-use xen_vtpmd::state::State;
-use xen_vtpmd::swtpm::{Error, Event, Setup, Source, Swtpm, Version};
-use xen_vtpmd::watch::Watcher;
+use xen_vtpmd::probe::Probe;
+use xen_vtpmd::record::{Record, RunDir};
+use xen_vtpmd::state::{self, State};
+use xen_vtpmd::swtpm::Version;
+use xen_vtpmd::sys::shared::{Entry, Shared};
+use xen_vtpmd::worker;
+use xen_vtpmd::worker::messages::Messages;
+use xen_vtpmd::worker::tpm::{Error, Held, Place, Tpm};
 use xen_vtpmd::xenbus::Id;
-
-/// Nothing here takes as long.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// The vTPM that everything is about.
 pub(crate) const ID: Id = Id { domid: 7, devid: 0 };
 
 /// TPM 2.0: eight random bytes.
 pub(crate) const GET_RANDOM: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8];
-
-/// What an [`Event`] was, without its borrow.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Seen {
-    Up,
-    Answer(Vec<u8>),
-    LocalityRefused(u32),
-    Undone,
-}
 
 /// Says why a test cannot run here. Where all that it needs has to be there, it fails.
 fn skipped(why: &str) {
@@ -115,105 +106,83 @@ impl Bench {
 
     /// Makes its state, unless that fails.
     pub(crate) fn try_set_up(&self, version: Version) -> Result<(), String> {
-        let state = self.config.state(&self.uuid, Some(version)).unwrap();
-        let mut setup = Setup::spawn(&self.config, &state).unwrap();
-        let exit = setup.process().wait(LIMIT).unwrap();
-        setup.finish(&exit.unwrap()).map_err(|e| e.to_string())
-    }
-
-    /// Starts an swtpm, whose [`Seen::Up`] is still to come.
-    pub(crate) fn spawn(&self) -> Result<Running, Error> {
-        let watcher = Watcher::new().unwrap();
-        let swtpm = Swtpm::spawn(&self.config, &self.state(), ID, &watcher.registrar(1))?;
-        Ok(Running { swtpm, watcher })
+        worker::create_state(&self.config, &self.uuid, Some(version)).map_err(|e| e.to_string())
     }
 
     /// Starts an swtpm, and waits until it takes commands.
     pub(crate) fn start(&self) -> Running {
-        let mut swtpm = self.spawn().unwrap();
-        assert!(!swtpm.is_free());
-        assert_eq!(swtpm.next().unwrap(), Seen::Up);
-        assert!(swtpm.is_free());
-        swtpm
+        // A process that another test's thread starts has copies of all descriptors for a moment, so that a
+        // lock is held a little longer. The worker waits, too.
+        for _ in 0..500 {
+            match self.try_start() {
+                Err(Error::State(state::Error::Locked { .. })) => (),
+                started => return started.unwrap(),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.try_start().unwrap()
     }
 
-    /// The process that the record names.
-    pub(crate) fn found(&self) -> Option<Found> {
-        Found::find(&self.config, &self.uuid).unwrap()
+    /// The same, unless that fails.
+    pub(crate) fn try_start(&self) -> Result<Running, Error> {
+        let held = Held::take(&self.config, &self.uuid, None)?;
+        let run = RunDir::make(&self.config.run_dir, ID).unwrap();
+        let shared = Shared::open(&run.io_file()).unwrap();
+        let mut messages = Messages::new(run.messages().unwrap());
+        let probe = Probe::get(&self.config.run_dir);
+        let place = self.place(&run, &probe);
+        let tpm = Tpm::start(&place, held, None, &shared, &mut messages)?;
+        assert_eq!(shared.entry(), Entry::Free);
+        Ok(Running { tpm, run })
     }
 
-    /// Takes over the process that the record names; its [`Seen::Up`] is still to come.
-    pub(crate) fn take_over(&self) -> Option<Running> {
-        let watcher = Watcher::new().unwrap();
-        let registrar = watcher.registrar(1);
-        let swtpm = Swtpm::take_over(&self.state(), self.found()?, &registrar)?;
-        Some(Running { swtpm, watcher })
+    fn place<'a>(&'a self, run: &'a RunDir, probe: &'a Probe) -> Place<'a> {
+        Place {
+            config: &self.config,
+            run,
+            id: ID,
+            probe,
+        }
+    }
+
+    /// Goes on with the process that the record names, as the next worker does.
+    pub(crate) fn adopt(&self) -> Option<Running> {
+        let run = RunDir::make(&self.config.run_dir, ID).unwrap();
+        let shared = Shared::open(&run.io_file()).unwrap();
+        let probe = Probe::get(&self.config.run_dir);
+        let tpm = Tpm::adopt(&self.place(&run, &probe), &self.uuid, &shared).unwrap()?;
+        Some(Running { tpm, run })
+    }
+
+    /// The record.
+    pub(crate) fn record(&self) -> Option<Record> {
+        let run = RunDir::make(&self.config.run_dir, ID).unwrap();
+        Record::read(&run).unwrap()
     }
 }
 
-/// An swtpm and what is needed to wait for it.
+/// An swtpm. Dropping it leaves it alone, as the end of a worker does.
 pub(crate) struct Running {
-    pub(crate) swtpm: Swtpm,
-    watcher: Watcher,
-}
-
-impl Deref for Running {
-    type Target = Swtpm;
-
-    fn deref(&self) -> &Swtpm {
-        &self.swtpm
-    }
-}
-
-impl DerefMut for Running {
-    fn deref_mut(&mut self) -> &mut Swtpm {
-        &mut self.swtpm
-    }
+    pub(crate) tpm: Tpm,
+    run: RunDir,
 }
 
 impl Running {
-    /// Waits for the next thing that happens, as the daemon's loop would.
-    pub(crate) fn next(&mut self) -> Result<Seen, Error> {
-        let seen = self.wait(LIMIT)?;
-        Ok(seen.unwrap_or_else(|| panic!("nothing happened in {LIMIT:?}")))
+    /// The process's id.
+    pub(crate) fn id(&self) -> u32 {
+        self.tpm.pid()
     }
 
-    /// The same, for so long only.
-    pub(crate) fn next_within(&mut self, limit: Duration) -> Option<Seen> {
-        self.wait(limit).unwrap()
-    }
-
-    fn wait(&mut self, limit: Duration) -> Result<Option<Seen>, Error> {
-        let limit = Instant::now() + limit;
-        while Instant::now() < limit {
-            for (_, code) in self.watcher.wait(20).unwrap() {
-                let seen = match self.swtpm.on_ready(Source::from_code(code).unwrap())? {
-                    Some(Event::Up) => Seen::Up,
-                    Some(Event::Answer(answer)) => Seen::Answer(answer.to_vec()),
-                    Some(Event::LocalityRefused(code)) => Seen::LocalityRefused(code),
-                    Some(Event::Undone) => Seen::Undone,
-                    None => continue,
-                };
-                return Ok(Some(seen));
-            }
-            if self.deadline().is_some_and(|limit| limit <= Instant::now()) {
-                self.on_deadline()?;
-            }
-        }
-        Ok(None)
+    /// Has a command carried out, unless the process ends.
+    pub(crate) fn try_run(&mut self, command: &[u8]) -> Option<Vec<u8>> {
+        let response = self.tpm.client().command("a test's command", command);
+        response.ok().map(|response| response.packet().to_vec())
     }
 
     /// Has a command carried out.
     pub(crate) fn run(&mut self, locality: u8, command: &[u8]) -> Vec<u8> {
-        self.submit(locality, command).unwrap();
-        assert!(!self.is_free());
-        match self.next().unwrap() {
-            Seen::Answer(answer) => {
-                self.settled().unwrap();
-                answer
-            }
-            seen => panic!("{seen:?} instead of an answer"),
-        }
+        assert!(self.tpm.client().set_locality(locality).unwrap());
+        self.try_run(command).unwrap()
     }
 
     /// Has a command carried out that cannot fail.
@@ -224,42 +193,19 @@ impl Running {
     }
 
     /// Switches it off.
-    pub(crate) fn end(mut self) {
-        self.shut_down();
-        self.ended();
+    pub(crate) fn end(self) {
+        self.tpm.end(Entry::Free, &self.run).unwrap();
     }
 
     /// Saves it.
     pub(crate) fn end_saved(mut self) {
-        self.save();
-        self.ended();
+        self.tpm.save(None).unwrap();
+        self.tpm.end_saved(&self.run);
     }
 
-    /// Waits for its end, which is a good one.
-    fn ended(&mut self) {
-        match self.next() {
-            Err(Error::Ended(exit)) => {
-                // Of one that was taken over there is no status.
-                let unknown = exit.to_string().starts_with("exit status unknown");
-                assert!(exit.success() || unknown, "{exit}");
-            }
-            other => panic!("{other:?} instead of its end"),
-        }
-    }
-
-    /// Is gone, as a daemon is that was killed.
-    pub(crate) fn forget(self) {
-        // Its descriptors stay open in this process, which does no harm.
-        std::mem::forget(self);
-    }
-
-    /// Kills the process, and waits for its end.
-    pub(crate) fn kill(&mut self) {
-        kill(self.id());
-        match self.next() {
-            Err(Error::Ended(_)) => (),
-            other => panic!("{other:?} instead of its end"),
-        }
+    /// Kills it.
+    pub(crate) fn kill(self) {
+        self.tpm.kill(&self.run);
     }
 }
 
@@ -290,13 +236,4 @@ pub(crate) fn pcr_2(swtpm: &mut Running, pcr: u8) -> Vec<u8> {
     command[17 + usize::from(pcr / 8)] = 1 << (pcr % 8);
     let answer = swtpm.done(&command);
     answer[answer.len() - 32..].to_vec()
-}
-
-/// Waits until something is so.
-pub(crate) fn wait_for(is_so: impl Fn() -> bool) {
-    let limit = Instant::now() + LIMIT;
-    while !is_so() {
-        assert!(Instant::now() < limit, "not so in {LIMIT:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }

@@ -2,8 +2,12 @@
 
 //! Commands, starts and ends.
 
-use crate::bench::{extend_2, have_swtpm, kill, pcr_2, Bench, Seen, GET_RANDOM};
-use xen_vtpmd::swtpm::{Error, Version};
+use std::fs;
+
+use xen_vtpmd::config::PlatformHierarchy;
+use xen_vtpmd::swtpm::Version;
+
+use crate::bench::{code, extend_2, have_swtpm, kill, pcr_2, Bench, GET_RANDOM};
 
 /// TPM 1.2: reads a PCR.
 fn pcr_read(pcr: u8) -> [u8; 14] {
@@ -19,9 +23,10 @@ fn extend(pcr: u8) -> Vec<u8> {
 
 #[test]
 fn tpm_2() {
-    let Some(bench) = Bench::with_tpm(Version::Tpm2) else {
+    let Some(mut bench) = Bench::with_tpm(Version::Tpm2) else {
         return;
     };
+    bench.policy().localities = 0b1_1111;
     let mut swtpm = bench.start();
     for locality in [0, 0, 3, 4, 1] {
         let answer = swtpm.run(locality, &GET_RANDOM);
@@ -32,38 +37,6 @@ fn tpm_2() {
     // And once more on the same state.
     let mut swtpm = bench.start();
     assert_eq!(swtpm.run(0, &GET_RANDOM).len(), 20);
-    swtpm.end();
-}
-
-/// TPM 2.0: starts a sequence of SHA-256, which takes one of three places for objects.
-fn hash_sequence_start() -> Vec<u8> {
-    vec![0x80, 1, 0, 0, 0, 14, 0, 0, 1, 0x86, 0, 0, 0, 0x0b]
-}
-
-#[test]
-fn answers_that_nobody_takes_leave_nothing_in_the_tpm() {
-    let Some(bench) = Bench::with_tpm(Version::Tpm2) else {
-        return;
-    };
-    let mut swtpm = bench.start();
-
-    for _ in 0..10 {
-        let answer = swtpm.run(0, &hash_sequence_start());
-        assert_eq!(answer[6..10], [0; 4]);
-        swtpm.undo().unwrap();
-        assert!(!swtpm.is_free());
-        assert_eq!(swtpm.next().unwrap(), Seen::Undone);
-    }
-    // Without the undoing the places are soon taken.
-    let codes = [(); 4].map(|()| {
-        let answer = swtpm.run(0, &hash_sequence_start());
-        u32::from_be_bytes(answer[6..10].try_into().unwrap())
-    });
-    assert_eq!(codes, [0, 0, 0, 0x902]);
-    // And what makes nothing needs no undoing.
-    swtpm.run(0, &GET_RANDOM);
-    swtpm.undo().unwrap();
-    assert!(swtpm.is_free());
     swtpm.end();
 }
 
@@ -85,9 +58,10 @@ fn tpm_1_2_and_its_localities() {
     assert_eq!(codes[2], 0x3d, "TPM_BAD_LOCALITY");
     assert_eq!(swtpm.run(0, &extend(10)).len(), 30);
 
-    // swtpm knows of no locality 5; the command is not sent, and the next one works.
-    swtpm.submit(5, &pcr_read(0)).unwrap();
-    assert_eq!(swtpm.next().unwrap(), Seen::LocalityRefused(0x3d));
+    // swtpm knows of no locality 5, and 4 is rejected where the guest may not have it.
+    for locality in [5, 4] {
+        assert!(!swtpm.tpm.client().set_locality(locality).unwrap());
+    }
     assert_eq!(swtpm.run(0, &pcr_read(0)).len(), 30);
     swtpm.end();
 }
@@ -100,11 +74,8 @@ fn a_dead_swtpm_is_an_error_and_no_answer() {
     let mut swtpm = bench.start();
 
     kill(swtpm.id());
-    match swtpm.next() {
-        Err(Error::Ended(exit)) => assert_eq!(exit.to_string(), "signal: 9 (SIGKILL)"),
-        other => panic!("{other:?} instead of its end"),
-    }
-    drop(swtpm);
+    assert_eq!(swtpm.try_run(&GET_RANDOM), None);
+    swtpm.kill();
     // The lock is gone with it.
     bench.start().end();
 }
@@ -116,13 +87,8 @@ fn a_start_without_state_is_no_tpm() {
     }
     let bench = Bench::new(None);
 
-    match bench.spawn().unwrap().next() {
-        Err(Error::Ended(exit)) => {
-            let reason = exit.to_string();
-            assert!(reason.contains("No such file"), "{reason}");
-        }
-        other => panic!("{other:?} instead of its end"),
-    }
+    let reason = bench.try_start().err().unwrap().to_string();
+    assert!(reason.contains("No such file"), "{reason}");
 }
 
 #[test]
@@ -132,42 +98,99 @@ fn two_do_not_share_a_state() {
     };
     let first = bench.start();
 
-    match bench.spawn().unwrap().next() {
-        Err(Error::Ended(exit)) => {
-            let (reason, holder) = (exit.to_string(), first.id());
-            let expected = format!("is in use by process {holder} on host ");
-            assert!(reason.contains(&expected), "{reason}");
-        }
-        other => panic!("{other:?} instead of its end"),
-    }
+    let reason = bench.try_start().err().unwrap().to_string();
+    assert!(reason.contains("is in use by another process"), "{reason}");
     // swtpm_setup is refused as well.
     let reason = bench.try_set_up(Version::Tpm2).unwrap_err();
-    assert!(reason.contains("is in use by process "), "{reason}");
+    assert!(reason.contains("is in use by another process"), "{reason}");
     first.end();
 }
 
-#[test]
-fn what_is_dropped_is_killed() {
-    let Some(bench) = Bench::with_tpm(Version::Tpm2) else {
-        return;
-    };
+/// TPM 2.0: TPM2_Clear by the platform, with an empty password.
+fn clear() -> Vec<u8> {
+    let mut command = vec![0x80, 2, 0, 0, 0, 27, 0, 0, 1, 0x26, 0x40, 0, 0, 0x0c];
+    command.extend_from_slice(&[0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0]);
+    command
+}
 
-    drop(bench.start());
-    assert!(bench.found().is_none());
-    bench.start().end();
+/// TPM 1.2: TSC_PhysicalPresence, present.
+const PRESENCE: [u8; 12] = [0, 0xc1, 0, 0, 0, 12, 0x40, 0, 0, 0x0a, 0, 8];
+
+#[test]
+fn the_platform_is_closed_to_the_guest_unless_it_is_to_be_open() {
+    for (version, command) in [
+        (Version::Tpm2, clear()),
+        (Version::Tpm12, PRESENCE.to_vec()),
+    ] {
+        let Some(mut bench) = Bench::with_tpm(version) else {
+            return;
+        };
+        // Each start closes it again, and a start that goes on finds it closed.
+        for end in [true, false, true] {
+            let mut swtpm = bench.start();
+            assert_ne!(code(&swtpm.run(0, &command)), 0, "TPM {version}");
+            match end {
+                true => swtpm.end(),
+                false => swtpm.end_saved(),
+            }
+        }
+        if version == Version::Tpm2 {
+            bench.policy().platform_hierarchy = PlatformHierarchy::Open;
+            let mut swtpm = bench.start();
+            swtpm.done(&command);
+            swtpm.end();
+        }
+    }
+}
+
+/// TPM 2.0: a property, by TPM2_GetCapability.
+fn property(swtpm: &mut crate::bench::Running, property: u32) -> u32 {
+    let mut command = vec![0x80, 1, 0, 0, 0, 22, 0, 0, 1, 0x7a, 0, 0, 0, 6];
+    command.extend_from_slice(&property.to_be_bytes());
+    command.extend_from_slice(&[0, 0, 0, 1]);
+    let answer = swtpm.done(&command);
+    u32::from_be_bytes(answer[answer.len() - 4..].try_into().unwrap())
 }
 
 #[test]
-fn a_new_tpm_has_seen_no_dynamic_launch() {
-    for version in Version::ALL {
-        let Some(bench) = Bench::with_tpm(version) else {
-            return;
-        };
-        let swtpm = bench.start();
+fn each_end_is_orderly() {
+    let Some(bench) = Bench::with_tpm(Version::Tpm2) else {
+        return;
+    };
+    // TPM_PT_STARTUP_CLEAR, bit 31: the last end was orderly.
+    let orderly = |bench: &Bench| {
+        let mut swtpm = bench.start();
+        let is = property(&mut swtpm, 0x201) >> 31 == 1;
+        (is, swtpm)
+    };
+    let (_, swtpm) = orderly(&bench);
+    swtpm.end();
+    let (is, swtpm) = orderly(&bench);
+    assert!(is, "after an end");
+    swtpm.kill();
+    let (is, swtpm) = orderly(&bench);
+    assert!(!is, "or this test would not see it");
+    swtpm.end();
+    assert!(orderly(&bench).0);
+}
 
-        assert_eq!(swtpm.established(), Some(false), "TPM {version}");
-        swtpm.end();
+#[test]
+fn state_that_is_short_is_refused_and_left_alone() {
+    let Some(bench) = Bench::with_tpm(Version::Tpm2) else {
+        return;
+    };
+    bench.start().end();
+    let file = bench.state().path.join("tpm2-00.permall");
+    let whole = fs::read(&file).unwrap();
+    for len in [0, 5, whole.len() - 1] {
+        fs::write(&file, &whole[..len]).unwrap();
+        let reason = bench.try_start().err().unwrap().to_string();
+        assert!(reason.contains("tpm2-00.permall has "), "{reason}");
+        bench.try_set_up(Version::Tpm2).unwrap_err();
+        assert_eq!(fs::read(&file).unwrap(), whole[..len]);
     }
+    fs::write(&file, &whole).unwrap();
+    bench.start().end();
 }
 
 #[test]
@@ -188,7 +211,6 @@ fn a_state_that_was_saved_goes_on_once() {
     assert_eq!(pcr_2(&mut swtpm, 16), extended);
     // What is in its file now is what a TPM that was killed must not start with.
     swtpm.kill();
-    drop(swtpm);
     let mut swtpm = bench.start();
     assert_eq!(pcr_2(&mut swtpm, 16), reset);
     swtpm.end();

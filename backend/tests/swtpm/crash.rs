@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An swtpm, or a swtpm_setup, that is killed at any moment: its state starts again, and no counter goes back.
+//! An swtpm that is killed at any moment: its state starts again, and no counter goes back.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use xen_vtpmd::swtpm::{Setup, Version};
+use xen_vtpmd::swtpm::Version;
 
-use crate::bench::{code, have_swtpm, kill, wait_for, Bench, Running, Seen, LIMIT};
+use crate::bench::{code, kill, Bench, Running};
 
 /// How often it is killed.
 const ROUNDS: u32 = 50;
@@ -54,57 +55,12 @@ fn read(swtpm: &mut Running) -> u64 {
 fn count(swtpm: &mut Running, mut sure: u64) -> u64 {
     loop {
         // One that is dead does not take it, or does not answer.
-        if swtpm.submit(0, &increment()).is_err() {
-            return sure;
+        match swtpm.try_run(&increment()) {
+            Some(answer) => assert_eq!(code(&answer), 0, "{answer:02x?}"),
+            None => return sure,
         }
-        match swtpm.next() {
-            Ok(Seen::Answer(answer)) => assert_eq!(code(&answer), 0, "{answer:02x?}"),
-            Ok(seen) => panic!("{seen:?} instead of an answer"),
-            Err(_) => return sure,
-        }
-        swtpm.settled().unwrap();
         sure += 1;
     }
-}
-
-/// Whether a process runs in the group, beside its leader.
-fn has_company(group: u32) -> bool {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .filter(|entry| *entry.file_name() != *group.to_string())
-        .any(|entry| {
-            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
-            // After the name in parentheses: the state, the parent, the group.
-            let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-            let mut fields = rest.split_ascii_whitespace();
-            fields.next() != Some("Z") && fields.nth(1) == Some(&group.to_string())
-        })
-}
-
-#[test]
-fn a_killed_setup_leaves_nobody_with_the_state() {
-    if !have_swtpm() {
-        return;
-    }
-    let bench = Bench::new(None);
-    let state = bench
-        .config
-        .state(&bench.uuid, Some(Version::Tpm2))
-        .unwrap();
-
-    // At some of these moments swtpm is in the midst of something, and does not notice that it is alone.
-    for delay in [0, 10, 30, 60, 100, 150] {
-        let mut setup = Setup::spawn(&bench.config, &state).unwrap();
-        let pid = setup.process().id();
-        wait_for(|| has_company(pid));
-        thread::sleep(Duration::from_millis(delay));
-        kill(pid);
-        let exit = setup.process().wait(LIMIT).unwrap().unwrap();
-        assert!(setup.finish(&exit).is_err());
-        wait_for(|| !has_company(pid));
-        drop(state.lock().unwrap());
-    }
-    bench.set_up(Version::Tpm2);
 }
 
 #[test]
@@ -128,19 +84,27 @@ fn killed_at_any_moment() {
         random ^= random >> 7;
         random ^= random << 17;
         let moment = Duration::from_micros(random % (LATEST * 1_000));
-        let mut swtpm = bench.spawn().unwrap();
-        let pid = swtpm.id();
-        let killer = thread::spawn(move || {
-            thread::sleep(moment);
-            kill(pid);
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(moment);
+                // In the midst of a start there may be no record yet.
+                while !over.load(Ordering::Relaxed) {
+                    if let Some(record) = bench.record() {
+                        kill(record.pid.unsigned_abs());
+                        return;
+                    }
+                }
+            });
+            match bench.try_start() {
+                Ok(mut swtpm) => {
+                    sure = count(&mut swtpm, sure);
+                    swtpm.kill();
+                }
+                Err(_) => while_starting += 1,
+            }
+            over.store(true, Ordering::Relaxed);
         });
-        match swtpm.next() {
-            Ok(Seen::Up) => sure = count(&mut swtpm, sure),
-            Ok(seen) => panic!("{seen:?} instead of a start"),
-            Err(_) => while_starting += 1,
-        }
-        killer.join().unwrap();
-        drop(swtpm);
 
         let mut swtpm = bench.start();
         let found = read(&mut swtpm);

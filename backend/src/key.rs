@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The keys that states are encrypted with. Each vTPM has its own, derived from the configured one and its uuid,
+//! so that no swtpm has another's. The file UUID.key beside the state says that, and by which key; state that
+//! is without it was made by version 0.1.0, with the configured key itself.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use hkdf::Hkdf;
+use rustix::fs::{memfd_create, MemfdFlags};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
+
+use crate::config::Uuid;
+use crate::state::sync_folder;
+
+/// What the keys are bound to.
+const PURPOSE: &[u8] = b"xen-vtpmd state encryption, version 1, ";
+
+/// How long a key is.
+const LEN: usize = 32;
+
+/// What is wrong with a key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Others could read it.
+    #[error("key-file {} has the mode {mode:04o} and the owner {owner}: root and 0600 are expected", path.display())]
+    Open {
+        /// Which file.
+        path: PathBuf,
+        /// What it is now.
+        mode: u32,
+        /// Whose it is.
+        owner: u32,
+    },
+    /// It is no key.
+    #[error("key-file {}: 64 hex digits are expected, as `openssl rand -hex 32` makes them", .0.display())]
+    Bad(PathBuf),
+    /// The state was encrypted by another key.
+    #[error("{} says that the state is encrypted by the key {found}, and the key-file has the key {own}", path.display())]
+    Other {
+        /// The mark.
+        path: PathBuf,
+        /// Whose key it names.
+        found: String,
+        /// The configured one.
+        own: String,
+    },
+    /// The state is encrypted, and there is no key.
+    #[error("{} says that the state is encrypted by the key {key}, and no key-file is configured", path.display())]
+    Missing {
+        /// The mark.
+        path: PathBuf,
+        /// Whose key it names.
+        key: String,
+    },
+}
+
+/// The configured key.
+pub struct Master(Zeroizing<[u8; LEN]>);
+
+/// A key that one swtpm gets.
+pub struct Key(Zeroizing<[u8; LEN]>);
+
+/// UUID.key.
+#[derive(Debug, Serialize, Deserialize)]
+struct Mark {
+    version: u32,
+    kdf: String,
+    key: String,
+}
+
+impl Master {
+    /// Reads a key-file.
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let mut file = File::open(path).map_err(at(path))?;
+        let data = file.metadata().map_err(at(path))?;
+        let owner = data.uid();
+        let own = rustix::process::geteuid().as_raw();
+        if data.mode() & 0o077 != 0 || (owner != 0 && owner != own) {
+            return Err(Error::Open {
+                path: path.to_owned(),
+                mode: data.mode() & 0o7777,
+                owner,
+            });
+        }
+        let mut text = Zeroizing::new(Vec::with_capacity(256));
+        Read::by_ref(&mut file)
+            .take(255)
+            .read_to_end(&mut text)
+            .map_err(at(path))?;
+        let mut key = Zeroizing::new([0; LEN]);
+        match unhex(text.trim_ascii_end(), &mut key[..]) {
+            true => Ok(Self(key)),
+            false => Err(Error::Bad(path.to_owned())),
+        }
+    }
+
+    /// A name for it that does not give it away.
+    pub fn id(&self) -> String {
+        let digest = Sha256::new()
+            .chain_update(b"xen-vtpmd key id, version 1, ")
+            .chain_update(&self.0[..])
+            .finalize();
+        let mut start = [0; 8];
+        start.copy_from_slice(&digest[..8]);
+        format!("{:016x}", u64::from_be_bytes(start))
+    }
+
+    /// The key of one vTPM.
+    pub fn derive(&self, uuid: &Uuid) -> Key {
+        let mut key = Zeroizing::new([0; LEN]);
+        let info = [PURPOSE, uuid.to_string().as_bytes()].concat();
+        Hkdf::<Sha256>::new(None, &self.0[..])
+            .expand(&info, &mut key[..])
+            .expect("32 bytes are few enough");
+        Key(key)
+    }
+
+    /// As version 0.1.0 used it, for every vTPM.
+    pub fn legacy(&self) -> Key {
+        Key(self.0.clone())
+    }
+}
+
+impl Key {
+    /// The key as hex digits in memory that a process inherits.
+    pub fn to_fd(&self) -> io::Result<OwnedFd> {
+        let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
+        let mut text = Zeroizing::new([0; 2 * LEN]);
+        for (digits, byte) in text.chunks_exact_mut(2).zip(self.0.iter()) {
+            let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
+            digits[0] = digit(byte >> 4);
+            digits[1] = digit(byte & 15);
+        }
+        file.write_all(&text[..])?;
+        file.rewind()?;
+        Ok(file.into())
+    }
+}
+
+/// The file that says how the state at `state` is encrypted.
+pub fn mark_path(state: &Path) -> PathBuf {
+    state.with_extension("key")
+}
+
+/// The key of a state: the one that it is encrypted with if it `exists`, else the one that it is to be. `None`
+/// where no key is configured.
+pub fn of_state(
+    key_file: Option<&Path>,
+    uuid: &Uuid,
+    state: &Path,
+    exists: bool,
+) -> Result<Option<Key>, Error> {
+    let path = mark_path(state);
+    let mark: Option<Mark> = match fs::read(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        text => Some(
+            serde_json::from_slice(&text.map_err(at(&path))?).map_err(|e| at(&path)(e.into()))?,
+        ),
+    };
+    let Some(key_file) = key_file else {
+        return match mark {
+            Some(mark) if exists => Err(Error::Missing {
+                path,
+                key: mark.key,
+            }),
+            _ => Ok(None),
+        };
+    };
+    let master = Master::read(key_file)?;
+
+    match mark {
+        _ if !exists => Ok(Some(master.derive(uuid))),
+        None => Ok(Some(master.legacy())),
+        Some(mark) if mark.key == master.id() => Ok(Some(master.derive(uuid))),
+        Some(mark) => Err(Error::Other {
+            path,
+            found: mark.key,
+            own: master.id(),
+        }),
+    }
+}
+
+/// Says that a state is encrypted by the vTPM's own key, or takes that back: before the state gets its name.
+pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
+    let path = mark_path(state);
+    let done = match key_file {
+        None => match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        },
+        Some(key_file) => {
+            let mark = Mark {
+                version: 1,
+                kdf: "HKDF-SHA256".into(),
+                key: Master::read(key_file)?.id(),
+            };
+            let text = serde_json::to_vec(&mark).map_err(|e| at(&path)(e.into()))?;
+            write_durably(&path, &text)
+        }
+    };
+    done.map_err(at(&path))
+}
+
+fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("key.new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
+    |source| Error::File {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Hex digits to bytes: false if they are none, or not as many.
+fn unhex(text: &[u8], into: &mut [u8]) -> bool {
+    let digit = |b: u8| char::from(b).to_digit(16).map(|n| n as u8);
+    text.len() == 2 * into.len()
+        && text.chunks_exact(2).zip(into).all(|(pair, byte)| {
+            match (digit(pair[0]), digit(pair[1])) {
+                (Some(high), Some(low)) => {
+                    *byte = (high << 4) | low;
+                    true
+                }
+                _ => false,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+
+    fn key_file(folder: &Path, byte: &str) -> PathBuf {
+        let path = folder.join(byte);
+        fs::write(&path, byte.repeat(LEN) + "\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    }
+
+    fn hex(key: &Key) -> String {
+        let mut text = String::new();
+        File::from(key.to_fd().unwrap())
+            .read_to_string(&mut text)
+            .unwrap();
+        text
+    }
+
+    #[test]
+    fn each_vtpm_has_a_key_of_its_own_that_does_not_change() {
+        let folder = tempfile::tempdir().unwrap();
+        let master = Master::read(&key_file(folder.path(), "0b")).unwrap();
+        let uuid: Uuid = UUID.parse().unwrap();
+        let other: Uuid = UUID.replace('0', "1").parse().unwrap();
+
+        // By Python's hmac and RFC 5869.
+        assert_eq!(
+            hex(&master.derive(&uuid)),
+            "04650108646ba6f481851992a5015da136fa96076fef9c83fb17ce1347ec61d3"
+        );
+        assert_ne!(hex(&master.derive(&other)), hex(&master.derive(&uuid)));
+        assert_eq!(hex(&master.legacy()), "0b".repeat(LEN));
+    }
+
+    #[test]
+    fn a_mark_says_which_key_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, other) = (key_file(folder.path(), "0b"), key_file(folder.path(), "0c"));
+        let state = folder.path().join(UUID);
+        let uuid: Uuid = UUID.parse().unwrap();
+        let derived = hex(&Master::read(&ours).unwrap().derive(&uuid));
+        let key = |key_file: Option<&Path>, exists| {
+            of_state(key_file, &uuid, &state, exists).map(|key| key.map(|key| hex(&key)))
+        };
+
+        assert_eq!(key(None, true).unwrap(), None);
+        assert_eq!(key(Some(&ours), true).unwrap(), Some("0b".repeat(LEN)));
+        assert_eq!(key(Some(&ours), false).unwrap(), Some(derived.clone()));
+        mark(Some(&ours), &state).unwrap();
+        assert_eq!(key(Some(&ours), true).unwrap(), Some(derived));
+        assert!(matches!(key(Some(&other), true), Err(Error::Other { .. })));
+        assert!(matches!(key(None, true), Err(Error::Missing { .. })));
+        mark(None, &state).unwrap();
+        assert_eq!(key(Some(&ours), true).unwrap(), Some("0b".repeat(LEN)));
+    }
+
+    #[test]
+    fn what_others_can_read_is_no_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = key_file(folder.path(), "0b");
+        for mode in [0o640, 0o604, 0o660] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert!(matches!(Master::read(&path), Err(Error::Open { .. })));
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        for text in ["", "0b", &"0b".repeat(33), &"0g".repeat(32)] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(Master::read(&path), Err(Error::Bad(_))));
+        }
+    }
+}

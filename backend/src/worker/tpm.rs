@@ -1,0 +1,467 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The TPM of one vTPM: how its state is made, and how its swtpm starts, is adopted from a former worker, is
+//! saved, and ends.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::inotify;
+use rustix::process::Signal;
+
+use crate::config::{Config, PlatformHierarchy, Uuid};
+use crate::key::{self, Key};
+use crate::launch::{self, Launch, Program};
+use crate::probe::Probe;
+use crate::record::{Record, RunDir};
+use crate::state::{self, Lock, State};
+use crate::swtpm::{self, Client, Process, Version};
+use crate::sys::shared::{Entry, Shared};
+use crate::xenbus::Id;
+
+use super::messages::Messages;
+
+/// How long swtpm has to end after CMD_SHUTDOWN and after SIGTERM, and the kernel after SIGKILL.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no TPM.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// swtpm did not do it.
+    #[error(transparent)]
+    Swtpm(#[from] swtpm::Error),
+    /// swtpm ended.
+    #[error("swtpm ended ({0})")]
+    Ended(String),
+    /// swtpm_setup failed.
+    #[error("making the state of a new TPM: {0}")]
+    Setup(String),
+    /// The state is not what it should be.
+    #[error(transparent)]
+    State(#[from] state::Error),
+    /// The key is not what it should be.
+    #[error(transparent)]
+    Key(#[from] key::Error),
+    /// A process, or what it needs, could not be made.
+    #[error("{0}: {1}")]
+    Io(&'static str, #[source] io::Error),
+    /// The directory of the certificate authority is not what it should be.
+    #[error("certificates: {0}")]
+    Certificates(String),
+}
+
+fn io_error(what: &'static str) -> impl Fn(io::Error) -> Error {
+    move |e| Error::Io(what, e)
+}
+
+/// What all starts of a vTPM's processes need.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The configuration.
+    pub config: &'a Config,
+    /// The vTPM's run directory.
+    pub run: &'a RunDir,
+    /// The vTPM.
+    pub id: Id,
+    /// What this host has.
+    pub probe: &'a Probe,
+}
+
+/// The right to a state, and what it is.
+#[derive(Debug)]
+pub struct Held {
+    /// Where it is and what it is.
+    pub state: State,
+    /// `None` if only the adopted swtpm has it.
+    lock: Option<Lock>,
+}
+
+impl Held {
+    /// Takes a state that nobody has.
+    pub fn take(
+        config: &Config,
+        uuid: &Uuid,
+        asked: Option<Version>,
+    ) -> Result<Self, state::Error> {
+        // What is wrong with it is looked at by whom has the lock: it may be in the making.
+        let lock = State::lock_of(config, uuid)?;
+        Ok(Self {
+            state: config.state(uuid, asked)?,
+            lock: Some(lock),
+        })
+    }
+
+    fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(AsFd::as_fd)
+    }
+
+    fn key(&self, config: &Config) -> Result<Option<OwnedFd>, Error> {
+        let key_file = config.policy(&self.state.uuid).key_file.as_deref();
+        let State {
+            uuid, path, exists, ..
+        } = &self.state;
+        let key = key::of_state(key_file, uuid, path, *exists)?;
+        let fd = key.as_ref().map(Key::to_fd).transpose();
+        fd.map_err(io_error("key"))
+    }
+}
+
+/// State that is being made, in a directory of its own, which takes the right name only when it is whole.
+#[derive(Debug)]
+pub struct Setup {
+    process: Process,
+    held: Held,
+}
+
+impl Setup {
+    /// Starts swtpm_setup.
+    pub fn start(place: &Place<'_>, held: Held, messages: &Messages) -> Result<Self, Error> {
+        let config = place.config;
+        let key = held.key(config)?;
+        let certificates = config.policy(&held.state.uuid).certificates;
+        let folder = held.state.make_unfinished()?;
+        if let Some(first) = config.first_uid {
+            match certificates {
+                true => launch::give_to_ca(&folder).map_err(Error::Certificates)?,
+                false => drop(held.state.own(&folder, first)?),
+            }
+        }
+        let key = key.as_ref().map(AsFd::as_fd);
+        let program = Program::Setup { certificates };
+        let landlock = place.probe.landlock;
+        let launch = Launch::new(config, &held.state, &folder, landlock, key, program);
+        let inherited: Vec<_> = held.lock().into_iter().chain(key).collect();
+        let process = launch
+            .spawn(config, messages.file(), &inherited)
+            .map_err(io_error("starting swtpm_setup"))?;
+
+        Ok(Self { process, held })
+    }
+
+    /// Puts the state where it belongs, once swtpm_setup has ended well; `None` if it has not ended.
+    pub fn finish(
+        &mut self,
+        config: &Config,
+        messages: &mut Messages,
+    ) -> Result<Option<()>, Error> {
+        let Some(exit) = self.process.exit().map_err(io_error("swtpm_setup"))? else {
+            return Ok(None);
+        };
+        if !exit.success() {
+            return Err(Error::Setup(reason(messages, &exit.to_string())));
+        }
+        let key_file = config.policy(&self.held.state.uuid).key_file.as_deref();
+        key::mark(key_file, &self.held.state.path)?;
+        self.held.state.finish(config, false, None)?;
+        self.held.state.exists = true;
+        Ok(Some(()))
+    }
+
+    /// The right to the state.
+    pub fn into_held(self) -> Held {
+        self.held
+    }
+
+    /// Ends it. What it made is made anew by the next one.
+    pub fn kill(&mut self) {
+        if let Err(e) = self.process.kill(END_TIMEOUT) {
+            log::warn!("swtpm_setup {}: {e}", self.process.id());
+        }
+    }
+}
+
+impl AsFd for Setup {
+    /// Readable when swtpm_setup has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+}
+
+/// What a process said last, and how it ended.
+fn reason(messages: &mut Messages, exit: &str) -> String {
+    messages.take();
+    match messages.last() {
+        Some(last) => format!("{last}; {exit}"),
+        None => exit.to_owned(),
+    }
+}
+
+/// A TPM that takes commands. Dropping it leaves the process alone, for the next worker.
+#[derive(Debug)]
+pub struct Tpm {
+    process: Process,
+    client: Client,
+    held: Held,
+    /// Files of the state that were changed, where swtpm does not make them durable itself.
+    changes: Option<OwnedFd>,
+    uid: Option<u32>,
+    /// Whether it went on with the volatile state of a guest that was saved.
+    pub resumed: bool,
+}
+
+impl Tpm {
+    /// Starts swtpm on a state that exists. `vm` is the guest that it is for.
+    pub fn start(
+        place: &Place<'_>,
+        held: Held,
+        vm: Option<&str>,
+        shared: &Shared,
+        messages: &mut Messages,
+    ) -> Result<Self, Error> {
+        let (config, state) = (place.config, &held.state);
+        let policy = config.policy(&state.uuid);
+        let key = held.key(config)?;
+        let uid = match config.first_uid {
+            Some(first) => Some(state.own(&state.path, first)?),
+            None => None,
+        };
+        let resumed = state.prepare_volatile(vm)?;
+        shared.note(Entry::Starting);
+
+        let path = place.run.swtpm_socket();
+        let listener = listen(&path).map_err(io_error("swtpm's control socket"))?;
+        let program = Program::Swtpm {
+            name: format!("vtpm {}: swtpm: ", place.id),
+            run: place.run.as_path().to_owned(),
+            control: std::os::fd::AsRawFd::as_raw_fd(&listener),
+            reject_locality_4: policy.localities & (1 << 4) == 0,
+            fsync: place.probe.fsync,
+        };
+        let key = key.as_ref().map(AsFd::as_fd);
+        let landlock = place.probe.landlock;
+        let launch = Launch::new(config, state, &state.path, landlock, key, program);
+        let inherited: Vec<_> = [Some(listener.as_fd()), held.lock(), key]
+            .into_iter()
+            .flatten()
+            .collect();
+        let mut process = launch
+            .spawn(config, messages.file(), &inherited)
+            .map_err(io_error("starting swtpm"))?;
+        drop(listener);
+
+        let version = state.version;
+        let up = Client::connect(&path, version).and_then(|mut client| {
+            client.start(resumed)?;
+            if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
+                client.close_platform()?;
+            }
+            Ok(client)
+        });
+        let client = match up {
+            Ok(client) => client,
+            Err(e) => {
+                let ended = process.wait(Duration::from_millis(200));
+                let _ = process.kill(END_TIMEOUT);
+                Record::remove(place.run);
+                return Err(match ended {
+                    Ok(Some(exit)) => Error::Ended(reason(messages, &exit.to_string())),
+                    _ => e.into(),
+                });
+            }
+        };
+        let mut tpm = Self {
+            process,
+            client,
+            changes: None,
+            held,
+            uid,
+            resumed,
+        };
+        tpm.watch_changes(place.probe)?;
+        shared.note(Entry::Free);
+        shared.starts.add(1);
+        shared.restores.add(u64::from(resumed));
+        // Used up: should this TPM be killed later, its volatile state is out of date.
+        tpm.held.state.unmark_saved()?;
+        Ok(tpm)
+    }
+
+    /// Goes on with the swtpm that a former worker left; `None` if there is none that is up.
+    pub fn adopt(place: &Place<'_>, uuid: &Uuid, shared: &Shared) -> Result<Option<Self>, Error> {
+        let record = Record::read(place.run).map_err(io_error("record"))?;
+        let Some(record) = record.filter(|record| record.uuid == uuid.to_string()) else {
+            return Ok(None);
+        };
+        let Some(pidfd) = record.process().map_err(io_error("record"))? else {
+            Record::remove(place.run);
+            return Ok(None);
+        };
+        let mut process = Process::adopt(record.pid.unsigned_abs(), pidfd);
+        let version: Version = record.tpm.parse().map_err(|e: String| {
+            Error::Io("record", io::Error::new(io::ErrorKind::InvalidData, e))
+        })?;
+        if shared.entry() == Entry::Starting {
+            log::info!(
+                "vtpm {}: ends swtpm {}, which was not up",
+                place.id,
+                process.id()
+            );
+            let _ = process.kill(END_TIMEOUT);
+            Record::remove(place.run);
+            return Ok(None);
+        }
+        let client = Client::connect(&place.run.swtpm_socket(), version)?;
+        let mut tpm = Self {
+            process,
+            client,
+            changes: None,
+            held: Held {
+                state: State {
+                    uuid: uuid.clone(),
+                    path: record.state,
+                    version,
+                    exists: true,
+                },
+                lock: None,
+            },
+            uid: place.config.first_uid.map(|_| record.uid),
+            resumed: false,
+        };
+        tpm.watch_changes(place.probe)?;
+        // What a former worker was told of and could not make durable any more.
+        tpm.held.state.sync()?;
+        Ok(Some(tpm))
+    }
+
+    fn watch_changes(&mut self, probe: &Probe) -> Result<(), Error> {
+        if probe.fsync {
+            return Ok(());
+        }
+        let failed = |e: rustix::io::Errno| Error::Io("inotify", e.into());
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(failed)?;
+        // swtpm writes another file and renames it.
+        let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
+        inotify::add_watch(&fd, &self.held.state.path, what).map_err(failed)?;
+        self.changes = Some(fd);
+        Ok(())
+    }
+
+    /// Makes durable what has changed until now.
+    pub fn sync(&self) -> Result<(), Error> {
+        if let Some(changes) = &self.changes {
+            // Emptied before: what changes later is told again.
+            let mut bytes = [0; 4096];
+            while let Ok(n) = rustix::io::read(changes, &mut bytes) {
+                if n < bytes.len() / 2 {
+                    break;
+                }
+            }
+        }
+        Ok(self.held.state.sync()?)
+    }
+
+    /// Stores the volatile state for the next start of this guest, durably.
+    pub fn save(&mut self, vm: Option<&str>) -> Result<(), Error> {
+        self.client.store_volatile()?;
+        Ok(self.held.state.mark_saved(vm)?)
+    }
+
+    /// Ends the process after [`save`](Self::save): nothing of it is written any more.
+    pub fn end_saved(mut self, run: &RunDir) {
+        if let Err(e) = self.process.kill(END_TIMEOUT) {
+            log::warn!("swtpm {}: {e}", self.process.id());
+        }
+        Record::remove(run);
+    }
+
+    /// Ends it in good order: the TPM is told, then the process. `entry` says what was under way.
+    pub fn end(mut self, entry: Entry, run: &RunDir) -> Result<(), Error> {
+        let id = self.process.id();
+        let owed = matches!(entry, Entry::Command(_) | Entry::Undoing);
+        if let Err(e) = self.client.shut_down_tpm(owed) {
+            log::warn!("swtpm {id}: {e}");
+        }
+        if let Err(e) = self.client.shut_down() {
+            log::debug!("swtpm {id}: {e}");
+            let _ = self.process.signal(Signal::Term);
+        }
+        let process = &mut self.process;
+        let ended = process.wait(END_TIMEOUT).and_then(|exit| match exit {
+            Some(_) => Ok(exit),
+            None => process
+                .signal(Signal::Term)
+                .and_then(|()| process.wait(END_TIMEOUT)),
+        });
+        let ended = match ended.map_err(io_error("swtpm"))? {
+            None => process.kill(END_TIMEOUT).map_err(io_error("swtpm"))?,
+            ended => ended,
+        };
+        if ended.is_none() {
+            return Err(Error::Ended(format!("not even by SIGKILL: process {id}")));
+        }
+        Record::remove(run);
+        Ok(self.held.state.sync()?)
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&mut self, messages: &mut Messages, run: &RunDir) -> Option<Error> {
+        let exit = self.process.exit().transpose()?;
+        Record::remove(run);
+        let exit = exit.map_or_else(|e| e.to_string(), |exit| exit.to_string());
+        Some(Error::Ended(reason(messages, &exit)))
+    }
+
+    /// Ends the process of a TPM that is of no use any more.
+    pub fn kill(mut self, run: &RunDir) {
+        if let Err(e) = self.process.kill(END_TIMEOUT) {
+            log::warn!("swtpm {}: {e}", self.process.id());
+        }
+        Record::remove(run);
+    }
+
+    /// To talk to swtpm, while no guest's command is under way.
+    pub fn client(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// The data channel.
+    pub fn data(&self) -> BorrowedFd<'_> {
+        self.client.data()
+    }
+
+    /// Readable when files of the state have changed; `None` where swtpm makes them durable itself.
+    pub fn changes(&self) -> Option<BorrowedFd<'_>> {
+        self.changes.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Which TPM it is.
+    pub fn version(&self) -> Version {
+        self.held.state.version
+    }
+
+    /// The state directory.
+    pub fn state_path(&self) -> &Path {
+        &self.held.state.path
+    }
+
+    /// swtpm's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// The user that swtpm runs as, where that is not the worker's.
+    pub fn uid(&self) -> Option<u32> {
+        self.uid
+    }
+}
+
+impl AsFd for Tpm {
+    /// Readable when swtpm has ended.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.process.as_fd()
+    }
+}
+
+/// Listens where swtpm is to: the worker's own, so that a later worker finds it.
+fn listen(path: &PathBuf) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => (),
+    }
+    UnixListener::bind(path)
+}
