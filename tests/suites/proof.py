@@ -37,7 +37,7 @@ FUZZ_FLAGS = (
     " overflow-checks -C linker=clang -C link-arg=-fsanitize=fuzzer"
 )
 # Shares of the time, by how much there is to find.
-FUZZ_SHARES = {"exchange": 0.6, "page": 0.3, "packet": 0.08, "xenstore": 0.02}
+FUZZ_SHARES = {"exchange": 0.6, "page": 0.3, "packet": 0.1}
 FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS") or 600)
 
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xen_tpm_model::choice::{Bytes, Choices};
 use xen_tpm_model::world::{Bounds, World};
 use xen_tpm_protocol::command::{CommandSlot, Jiffies};
-use xen_tpm_protocol::layout::{speaks_protocol, MAX_PACKET};
+use xen_tpm_protocol::layout::MAX_PACKET;
 use xen_tpm_protocol::packet::{
     check_response, check_response_length, claimed_length, Request, HEADER_SIZE,
 };
@@ -24,11 +24,10 @@ pub static STEPS: AtomicU64 = AtomicU64::new(0);
 pub type Target = fn(&[u8]);
 
 /// All of them, by name.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 3] = [
     ("exchange", exchange),
     ("page", page::page),
     ("packet", packet),
-    ("xenstore", xenstore),
 ];
 
 /// A few commands in a world that the input makes.
@@ -87,10 +86,4 @@ fn packet(data: &[u8]) {
         assert!(n == length as usize && n <= room && (HEADER_SIZE..=MAX_PACKET).contains(&n));
     }
     STEPS.fetch_add(4, Ordering::Relaxed);
-}
-
-/// A value of `feature-protocol-v2`, the one node of the backend's that this code reads itself.
-fn xenstore(data: &[u8]) {
-    assert_eq!(speaks_protocol(data), data.len() == 1 && data[0] == b'1');
-    STEPS.fetch_add(1, Ordering::Relaxed);
 }
