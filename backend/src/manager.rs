@@ -4,11 +4,11 @@
 //! command line. It holds nothing of any guest's: it can be killed, stopped or upgraded at any moment, and the
 //! next one finds the workers by their sockets.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,8 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{flock, FlockOperation};
+use rustix::net::sockopt::get_socket_peercred;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use rustix::process::{getrlimit, pidfd_open, setrlimit, Pid, PidfdFlags, Resource, Rlimit};
+use rustix::process::{
+    getrlimit, pidfd_open, pidfd_send_signal, setrlimit, Pid, PidfdFlags, Resource, Rlimit, Signal,
+};
 use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -49,12 +52,20 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long they have to end when they are told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a former manager's lock is waited for: a child that was being started may have a copy of it for a
+/// moment.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// After this the service counts as ready although xenstored has not responded.
 const READY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How much is read from a worker at a time, and the longest line that it may send.
 const READ: usize = 16 << 10;
 const MAX_LINE: usize = 64 << 10;
+
+/// How often a worker of another version is asked to hand over to one of ours.
+const HAND_OVER_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many of the messages about xenstore are taken in one turn.
 const MESSAGES_PER_TURN: usize = 256;
@@ -202,6 +213,8 @@ struct Worker {
     due: Option<Instant>,
     /// Xenstore is to be looked at before the next start.
     checking: bool,
+    /// It was asked to hand over to the next one.
+    hands_over: bool,
     /// It was asked for its status and has not responded.
     asked: bool,
     status: Option<status::Vtpm>,
@@ -222,6 +235,7 @@ impl Worker {
             connect_pause: CONNECT_PAUSE,
             due: None,
             checking: false,
+            hands_over: false,
             asked: false,
             status: None,
             restarts: 0,
@@ -283,6 +297,11 @@ pub struct Manager {
     workers: BTreeMap<Id, Worker>,
     /// The `due` of those workers that have one: no turn looks at the others.
     timers: BTreeSet<(Instant, Id)>,
+    /// Which program our workers are, by device and inode, unless it is a test's.
+    program: Option<(u64, u64)>,
+    /// Workers that may be of another version, and when the next of them is looked at.
+    former: VecDeque<Id>,
+    next_former: Option<Instant>,
     queries: Vec<Query>,
     stop: Option<Stop>,
     totals: Totals,
@@ -344,6 +363,11 @@ impl Manager {
         }
         let hooks = Hooks::start(PathBuf::from(HOOKS_DIR)).map_err(system("thread for hooks"))?;
 
+        let own = Path::new("/proc/self/exe");
+        let program = match config.launcher == own {
+            true => fs::metadata(own).ok().map(|data| (data.dev(), data.ino())),
+            false => None,
+        };
         let mut manager = Self {
             config,
             file,
@@ -356,6 +380,9 @@ impl Manager {
             hooks: Some(hooks),
             workers: BTreeMap::new(),
             timers: BTreeSet::new(),
+            program,
+            former: VecDeque::new(),
+            next_former: None,
             queries: Vec::new(),
             stop: None,
             totals: Totals::default(),
@@ -385,10 +412,14 @@ impl Manager {
                 continue;
             };
             self.workers.insert(id, Worker::new(now));
-            found += usize::from(self.connect(id));
+            if self.connect(id) {
+                found += 1;
+                self.former.push_back(id);
+            }
         }
         if found > 0 {
             log::info!("found {found} workers");
+            self.next_former = Some(now + HAND_OVER_PAUSE);
         }
     }
 
@@ -456,10 +487,18 @@ impl Manager {
         let ready = (!self.ready).then_some(self.started + READY_TIMEOUT);
         let server = self.server.as_ref().and_then(Server::deadline);
 
-        [timer, query, stop, watchdog, ready, server]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            timer,
+            query,
+            stop,
+            watchdog,
+            ready,
+            server,
+            self.next_former,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn on_time(&mut self, now: Instant) {
@@ -474,6 +513,15 @@ impl Manager {
         }
         if let Some(server) = &mut self.server {
             server.on_deadline(&self.events, now);
+        }
+        if self.next_former.is_some_and(|next| next <= now) {
+            self.next_former = match self.former.pop_front() {
+                Some(id) if self.stop.is_none() => {
+                    self.hand_over_if_former(id);
+                    Some(now + HAND_OVER_PAUSE)
+                }
+                _ => None,
+            };
         }
         if !self.ready && now >= self.started + READY_TIMEOUT {
             self.tell_systemd(true);
@@ -673,6 +721,33 @@ impl Manager {
         }
     }
 
+    /// After an upgrade: has a worker that another program is hand over to one of ours, one after the other. What
+    /// its guest notices is a pause.
+    fn hand_over_if_former(&mut self, id: Id) {
+        let program = self.program;
+        let Some(worker) = self.workers.get_mut(&id) else {
+            return;
+        };
+        let (Some(connection), None) = (&worker.connection, &worker.process) else {
+            return;
+        };
+        let hand_over = || -> io::Result<bool> {
+            let pid = get_socket_peercred(&connection.stream)?.pid;
+            let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+            // Looked at while the process is held: it is this one that has the number.
+            let data = fs::metadata(format!("/proc/{}/exe", pid.as_raw_nonzero()))?;
+            let other = program.is_some_and(|program| program != (data.dev(), data.ino()));
+            if other {
+                pidfd_send_signal(&pidfd, Signal::Term)?;
+            }
+            Ok(other)
+        };
+        match hand_over() {
+            Ok(other) => worker.hands_over = other,
+            Err(e) => log::warn!(vtpm:% = id; "the worker stays as it is: {e}"),
+        }
+    }
+
     fn connect_later(&mut self, id: Id) {
         if let Some(worker) = self.workers.get_mut(&id) {
             let due = Instant::now() + worker.connect_pause;
@@ -810,7 +885,11 @@ impl Manager {
             return;
         };
         worker.status = None;
+        let hands_over = std::mem::take(&mut worker.hands_over);
         worker.next_pause(now);
+        if hands_over {
+            worker.pause = Duration::ZERO;
+        }
         self.set_timer(id, None);
         match status {
             Some(status) if status.success() => {
@@ -821,6 +900,10 @@ impl Manager {
                     worker.checking = true;
                 }
                 self.discovery.ask(id);
+            }
+            _ if hands_over => {
+                log::info!(vtpm:% = id; "the worker of another version has handed over");
+                self.start_if_wanted(id);
             }
             _ => {
                 let how = status.map_or("hung up".to_owned(), |status| status.to_string());
@@ -1072,10 +1155,16 @@ fn prepare(run_dir: &Path) -> Result<File, Error> {
         .mode(0o600)
         .open(&path)
         .map_err(at(&path))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::Running(path)),
-        Err(e) => Err(at(&path)(e.into())),
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(Error::Running(path)),
+            Err(e) => return Err(at(&path)(e.into())),
+        }
     }
 }
 
