@@ -66,6 +66,7 @@ const _: () = assert!(PAGE_SIZE == layout::PAGE_SIZE);
 const SHUTDOWN_TIMEOUT_MS: u32 = 1_000;
 
 impl From<Failure> for Error {
+    #[inline]
     fn from(failure: Failure) -> Self {
         // CAST: Errnos are small.
         let errno = |errno: u32| Error::from_errno(-(errno as i32));
@@ -84,14 +85,17 @@ impl From<Failure> for Error {
 }
 
 impl Flag for Atomic<bool> {
+    #[inline]
     fn get(&self) -> bool {
         self.load(Relaxed)
     }
 
+    #[inline]
     fn set(&self, value: bool) {
         self.store(value, Relaxed);
     }
 
+    #[inline]
     fn swap(&self, value: bool) -> bool {
         self.xchg(value, Full)
     }
@@ -159,20 +163,24 @@ impl CommandControl {
 impl WaitContext for CommandControl {
     type Flag = Atomic<bool>;
 
+    #[inline]
     fn flags(&self) -> &Flags<Atomic<bool>> {
         &self.flags
     }
 
+    #[inline]
     fn complete(&self) {
         self.completion.complete();
     }
 
+    #[inline]
     fn reinit(&self) {
         self.start.store(completion::now(), Relaxed);
         self.late.store(self.is_shutting_down(), Relaxed);
         self.completion.drain();
     }
 
+    #[inline]
     fn wait(&self, timeout: Jiffies, killable: bool) -> command::Wait {
         // Only a cancelled command is not killable.
         let timeout = if killable || self.late.load(Relaxed) {
@@ -191,10 +199,12 @@ impl WaitContext for CommandControl {
         }
     }
 
+    #[inline]
     fn jiffies(ms: u32) -> Jiffies {
         msecs_to_jiffies(ms)
     }
 
+    #[inline]
     fn now(&self) -> Jiffies {
         completion::now()
     }
@@ -210,6 +220,7 @@ struct EvtchnHandler {
 }
 
 impl Handler for EvtchnHandler {
+    #[inline]
     fn handle(&self) -> Eoi {
         if self.control.event(self.page.state()) {
             return Eoi::Normal;
@@ -223,14 +234,17 @@ impl Transport for EventChannel<EvtchnHandler> {
     type Page = SharedPage;
     type Context = CommandControl;
 
+    #[inline]
     fn page(&self) -> &SharedPage {
         &self.handler().page
     }
 
+    #[inline]
     fn context(&self) -> &CommandControl {
         &self.handler().control
     }
 
+    #[inline]
     fn notify(&self) {
         EventChannel::notify(self);
     }
@@ -284,14 +298,17 @@ impl Channel {
 }
 
 impl Page for SharedPage {
+    #[inline]
     fn state(&self) -> u8 {
         self.load_acquire_u8::<{ layout::STATE }>()
     }
 
+    #[inline]
     fn set_state(&self, value: u8) {
         self.store_release_u8::<{ layout::STATE }>(value);
     }
 
+    #[inline]
     fn byte(&self, field: Byte) -> u8 {
         match field {
             Byte::Locality => self.load_u8::<{ layout::LOCALITY }>(),
@@ -300,6 +317,7 @@ impl Page for SharedPage {
         }
     }
 
+    #[inline]
     fn set_byte(&self, field: Byte, value: u8) {
         match field {
             Byte::Locality => self.store_u8::<{ layout::LOCALITY }>(value),
@@ -308,22 +326,27 @@ impl Page for SharedPage {
         }
     }
 
+    #[inline]
     fn length(&self) -> u32 {
         self.load_le32::<{ layout::LENGTH }>()
     }
 
+    #[inline]
     fn set_length(&self, value: u32) {
         self.store_le32::<{ layout::LENGTH }>(value);
     }
 
+    #[inline]
     fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
         GrantedPage::read(self, offset, into).map_err(|_| OutOfPage)
     }
 
+    #[inline]
     fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
         GrantedPage::write(self, offset, from).map_err(|_| OutOfPage)
     }
 
+    #[inline]
     fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
         self.zero_from(offset).map_err(|_| OutOfPage)
     }

@@ -137,12 +137,14 @@ impl Connection {
     /// quickly. So the first command after a restore or a reconnect does not fail.
     pub(crate) fn wait_connected(&self) -> Result<(), Failure> {
         let mut inner = self.inner.lock();
-        let mut start = None;
 
+        if inner.state == ConnState::Connected {
+            return Ok(());
+        }
         // The TPM core has one command at a time, so a cancel that came earlier is another's.
         inner.cancelled = false;
+        let start = Instant::<Monotonic>::now();
         while inner.state.is_connecting() && inner.wait_allowed {
-            let start = start.get_or_insert_with(Instant::<Monotonic>::now);
             let left = (CONNECT_TIMEOUT - start.elapsed()).as_millis();
             let Ok(left @ 1..) = u32::try_from(left) else {
                 break;

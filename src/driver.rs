@@ -76,20 +76,25 @@ impl Frontend {
         })
     }
 
-    /// Polls the backend's state until `predicate` decides, or until `timeout` after `start`.
-    fn wait_for_backend(
+    /// Polls the backend's state while it is one of `states`, but not for longer than `timeout`
+    /// after `start`, nor when the system begins to shut down. Returns the last state.
+    fn wait_while(
         &self,
         dev: &bus::Device<Core<'_>>,
+        states: &[State],
         start: Instant<Monotonic>,
         timeout: Delta,
-        predicate: impl Fn(State) -> Option<bool>,
-    ) -> bool {
+    ) -> State {
+        let shutting_down = self.vtpm.is_shutting_down();
+
         loop {
-            if let Some(decision) = predicate(dev.backend_state()) {
-                return decision;
-            }
-            if start.elapsed() >= timeout {
-                return false;
+            let state = dev.backend_state();
+
+            if !states.contains(&state)
+                || start.elapsed() >= timeout
+                || self.vtpm.is_shutting_down() != shutting_down
+            {
+                return state;
             }
             fsleep(POLL_INTERVAL);
         }
@@ -103,41 +108,27 @@ impl Frontend {
         bus: &BusLock,
         start: Instant<Monotonic>,
     ) -> Result<bool> {
+        let busy = [State::Connected, State::Closing];
+        let ready = [State::Initialising, State::InitWait, State::Initialised];
+
         // The backend may still be connected to a previous frontend, e.g. of a kernel that crashed
         // before kexec, or stuck in Closing because that frontend could not write Closed. Force it
         // through Closing and Closed.
-        let disconnected =
-            |state| (!matches!(state, State::Connected | State::Closing)).then_some(true);
-        if !self.wait_for_backend(dev, start, STALE_TIMEOUT, disconnected) {
+        if busy.contains(&self.wait_while(dev, &busy, start, STALE_TIMEOUT)) {
             dev_warn!(dev, "the backend has an old connection: closing that\n");
             bus.lock()?.switch_state(State::Closing);
-            self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| {
-                (state != State::Connected).then_some(true)
-            });
+            self.wait_while(dev, &[State::Connected], start, CONNECT_TIMEOUT);
             bus.lock()?.switch_state(State::Closed);
         }
-        let backend_ready =
-            self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| match state {
-                State::Initialising | State::InitWait | State::Initialised => Some(true),
-                State::Connected | State::Closing => self.interrupted(),
-                State::Closed | State::Unknown => Some(false),
-            });
-        if backend_ready {
-            self.vtpm.setup_connection(ConnEvent::BackendReady)?;
+        if !ready.contains(&self.wait_while(dev, &busy, start, CONNECT_TIMEOUT)) {
+            return Ok(false);
         }
 
-        Ok(backend_ready
-            && self.wait_for_backend(dev, start, CONNECT_TIMEOUT, |state| match state {
-                State::Initialising | State::InitWait | State::Initialised => self.interrupted(),
-                State::Connected => Some(true),
-                State::Closing | State::Closed | State::Unknown => Some(false),
-            })
-            && self.vtpm.backend_connected(dev))
-    }
-
-    /// A decision not to wait any more when the system is shutting down.
-    fn interrupted(&self) -> Option<bool> {
-        self.vtpm.is_shutting_down().then_some(false)
+        self.vtpm.setup_connection(ConnEvent::BackendReady)?;
+        Ok(
+            self.wait_while(dev, &ready, start, CONNECT_TIMEOUT) == State::Connected
+                && self.vtpm.backend_connected(dev),
+        )
     }
 }
 
@@ -151,6 +142,7 @@ impl bus::Driver for Tpmfront {
     // `probe()` has waited for it.
     const NOT_ESSENTIAL: bool = true;
 
+    #[inline]
     fn probe(dev: &bus::Device<Core<'_>>, bus: Arc<BusLock>) -> impl PinInit<Frontend, Error> {
         let start = Instant::now();
         let bind = || {
@@ -181,6 +173,7 @@ impl bus::Driver for Tpmfront {
         bind()
     }
 
+    #[inline]
     fn backend_changed(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>, state: State) {
         match state {
             State::Initialising | State::InitWait => this.vtpm.backend_ready(dev),
@@ -195,10 +188,12 @@ impl bus::Driver for Tpmfront {
         }
     }
 
+    #[inline]
     fn resume(_dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
         this.vtpm.connect(ConnEvent::Resumed);
     }
 
+    #[inline]
     fn unbind(dev: &bus::Device<Core<'_>>, this: Pin<&Frontend>) {
         // tpm_chip_unregister() sends TPM2_Shutdown; limit that to one second.
         this.vtpm.begin_shutdown();
@@ -209,14 +204,17 @@ impl bus::Driver for Tpmfront {
         }
 
         // With the page unmapped, its grant need not be kept back from reuse.
-        this.wait_for_backend(dev, Instant::now(), UNBIND_TIMEOUT, |state| match state {
-            State::Connected | State::Closing => None,
-            _ => Some(true),
-        });
+        this.wait_while(
+            dev,
+            &[State::Connected, State::Closing],
+            Instant::now(),
+            UNBIND_TIMEOUT,
+        );
     }
 }
 
 impl Drop for Frontend {
+    #[inline]
     fn drop(&mut self) {
         // Has been done by `unbind()`, unless `probe()` failed.
         self.vtpm.flush_reconnect();

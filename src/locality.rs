@@ -21,10 +21,12 @@ impl Attribute for Locality {
     const NAME: &'static CStr = c"locality";
     const MODE: u16 = 0o644;
 
+    #[inline]
     fn show(vtpm: &Vtpm) -> Result<u32> {
         Ok(vtpm.locality().into())
     }
 
+    #[inline]
     fn store(vtpm: &Vtpm, text: &CStr) -> Result {
         vtpm.set_locality(parse_u8(text)?);
         Ok(())

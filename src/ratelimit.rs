@@ -38,6 +38,7 @@ impl RateLimit {
     }
 
     /// Whether a message may be logged now, which the caller then does.
+    #[inline(never)]
     pub(crate) fn check(&self) -> bool {
         let now = now();
         let elapsed = now.wrapping_sub(self.last.load(Relaxed));

@@ -39,6 +39,7 @@ use kernel::{
 impl WorkItem<REGISTER> for Vtpm {
     type Pointer = Arc<Self>;
 
+    #[inline]
     fn run(this: Arc<Self>) {
         register(&this);
         this.attempted.complete();

@@ -172,6 +172,7 @@ kernel::impl_has_delayed_work! {
 impl WorkItem<RECONNECT> for Vtpm {
     type Pointer = Arc<Self>;
 
+    #[inline]
     fn run(this: Arc<Self>) {
         if this.connection.take_delayed() {
             this.connect(ConnEvent::BackendReady);
@@ -545,6 +546,7 @@ impl Attribute for Cancel {
     const MODE: u16 = 0o200;
     const REPLACES: bool = true;
 
+    #[inline]
     fn store(vtpm: &Vtpm, _text: &CStr) -> Result {
         vtpm.cancel();
         Ok(())
@@ -557,6 +559,7 @@ impl ChipOps for Vtpm {
         RawAttribute::new::<Cancel>(),
     ];
 
+    #[inline]
     fn send(
         self: &Arc<Self>,
         packet: &mut [u8],
@@ -586,6 +589,7 @@ impl ChipOps for Vtpm {
         result
     }
 
+    #[inline]
     fn cancel(&self) {
         self.control.cancel();
         self.connection.cancel();
@@ -607,6 +611,7 @@ impl Vtpm {
 }
 
 impl RebootHandler for Vtpm {
+    #[inline]
     fn reboot(&self) {
         self.begin_shutdown();
     }

@@ -177,6 +177,7 @@ impl<T: ChipOps> Chip<T> {
     }
 
     /// Initialises the TPM and registers the chip.
+    #[inline]
     fn register(self) -> Result<Registration<T>> {
         let chip = self.raw.as_ptr();
 
@@ -204,16 +205,19 @@ impl<T: ChipOps> Chip<T> {
     }
 
     /// The chip's own device: tpmN in sysfs.
+    #[inline]
     fn device(&self) -> *mut bindings::device {
         // SAFETY: The chip is valid by the type invariants.
         unsafe { &raw mut (*self.raw.as_ptr()).dev }
     }
 
+    #[inline]
     fn kobject(&self) -> *mut bindings::kobject {
         // SAFETY: As in `device()`.
         unsafe { &raw mut (*self.device()).kobj }
     }
 
+    #[inline]
     fn parent_kobject(&self) -> *mut bindings::kobject {
         // SAFETY: As in `device()`; by the type invariants the parent is valid, too.
         unsafe { &raw mut (*(*self.device()).parent).kobj }
@@ -221,6 +225,7 @@ impl<T: ChipOps> Chip<T> {
 }
 
 impl<T: ChipOps> Drop for Chip<T> {
+    #[inline]
     fn drop(&mut self) {
         // Open files may keep the chip for longer, but no callback runs any more that could look
         // for `data`: either the chip was never registered, or it is no longer.
@@ -322,6 +327,7 @@ impl<T: ChipOps> Registration<T> {
         }
     }
 
+    #[inline(never)]
     fn create_attribute(&self, attribute: &RawAttribute<T>) -> Result {
         let (dev, raw) = (self.chip.device(), attribute.raw);
         let (parent, name) = (self.chip.parent_kobject(), raw.attr.name);
@@ -347,6 +353,7 @@ impl<T: ChipOps> Registration<T> {
 }
 
 impl<T: ChipOps> Drop for Registration<T> {
+    #[inline]
     fn drop(&mut self) {
         for (i, attribute) in T::ATTRIBUTES.iter().enumerate() {
             if self.created & 1 << i != 0 {
@@ -384,6 +391,7 @@ pub(crate) struct Registrar<T: ChipOps> {
 struct Unregister<T: ChipOps>(Arc<Registrar<T>>);
 
 impl<T: ChipOps> Drop for Unregister<T> {
+    #[inline]
     fn drop(&mut self) {
         *self.0.chip.lock() = Slot::Unbound;
     }

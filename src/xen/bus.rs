@@ -166,6 +166,7 @@ impl BusGuard<'_> {
 impl Deref for BusGuard<'_> {
     type Target = Device;
 
+    #[inline]
     fn deref(&self) -> &Device {
         match &*self.0 {
             Some(dev) => dev,
@@ -223,6 +224,7 @@ unsafe impl<T: Driver> driver::DriverLayout for Adapter<T> {
 
 // SAFETY: A driver that was registered may be unregistered.
 unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
+    #[inline]
     unsafe fn register(
         drv: &Opaque<Self::DriverType>,
         name: &'static CStr,
@@ -254,6 +256,7 @@ unsafe impl<T: Driver> driver::RegistrationOps for Adapter<T> {
         })
     }
 
+    #[inline]
     unsafe fn unregister(drv: &Opaque<Self::DriverType>) {
         // SAFETY: The driver is registered, by this function's requirements.
         unsafe { xen_sys::xenbus_unregister_driver(drv.get()) }
@@ -430,11 +433,13 @@ kernel::impl_device_context_into_aref!(Device);
 
 // SAFETY: xenbus devices are reference-counted by their embedded `struct device`.
 unsafe impl AlwaysRefCounted for Device {
+    #[inline]
     fn inc_ref(&self) {
         // SAFETY: The existence of a reference means that the count is not zero.
         unsafe { bindings::get_device(&raw mut (*self.as_raw()).dev) };
     }
 
+    #[inline]
     unsafe fn dec_ref(obj: NonNull<Self>) {
         let xdev: *mut xen_sys::xenbus_device = obj.cast().as_ptr();
 
@@ -444,6 +449,7 @@ unsafe impl AlwaysRefCounted for Device {
 }
 
 impl<Ctx: device::DeviceContext> AsRef<device::Device<Ctx>> for Device<Ctx> {
+    #[inline]
     fn as_ref(&self) -> &device::Device<Ctx> {
         // SAFETY: By the type invariant the embedded device is valid for as long as `self` is.
         unsafe { device::Device::from_raw(&raw mut (*self.as_raw()).dev) }

@@ -116,6 +116,7 @@ impl<H: Handler> EventChannel<H> {
 }
 
 impl<H: Handler> Drop for EventChannel<H> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariants this is the interrupt's cookie. The call returns when the
         // handler does not run and will not run again, and closes the port; only then

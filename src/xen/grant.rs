@@ -77,6 +77,7 @@ impl<const HEADER: usize> GrantedPage<HEADER> {
     }
 
     /// The header's atomic at `AT` bytes from the page's start.
+    #[inline]
     fn atomic<T: AtomicType, const AT: usize>(&self) -> &Atomic<T> {
         const {
             assert!(HEADER <= PAGE_SIZE);
@@ -134,6 +135,7 @@ impl<const HEADER: usize> GrantedPage<HEADER> {
     /// `memset()` on memory whose address has escaped to C: the compiler cannot know what it holds,
     /// neither reads a byte again after the copy nor leaves a write out, and whatever bytes are
     /// copied are valid ones.
+    #[inline]
     fn payload(&self, offset: usize, len: usize) -> Result<*mut c_void> {
         match offset.checked_add(len) {
             Some(end) if offset >= HEADER && end <= PAGE_SIZE => {
@@ -178,6 +180,7 @@ impl<const HEADER: usize> GrantedPage<HEADER> {
 }
 
 impl<const HEADER: usize> Drop for GrantedPage<HEADER> {
+    #[inline]
     fn drop(&mut self) {
         let mut page = self.page.as_ptr().cast();
 

@@ -26,6 +26,7 @@ impl NoIo {
 }
 
 impl Drop for NoIo {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: These are the flags of this very task, since `Self` stays with it.
         unsafe { xen_sys::rust_helper_memalloc_noio_restore(self.flags) };

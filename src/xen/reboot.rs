@@ -76,6 +76,7 @@ impl<T: RebootHandler> RebootNotifier<T> {
 
 #[pinned_drop]
 impl<T: RebootHandler> PinnedDrop for RebootNotifier<T> {
+    #[inline]
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: The block is initialised. One that is not on the chain is not found there; when
         // this returns the callback does not run and will not run again.

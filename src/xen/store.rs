@@ -58,6 +58,7 @@ impl Value {
 }
 
 impl Drop for Value {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariants; the bytes are not used after this.
         unsafe { bindings::kfree(self.bytes.as_ptr().cast()) };
@@ -113,6 +114,7 @@ impl<'a> Transaction<'a> {
 }
 
 impl Drop for Transaction<'_> {
+    #[inline]
     fn drop(&mut self) {
         // There is nothing that a failure to abort would leave to do.
         let _ = self.end(true);
