@@ -28,6 +28,7 @@ MINUTES = {
     "kill_daemon_50": 10,
     "hotplug_deep": 6,
     "hostile_backend_seeded": 5,
+    "driver_mutations": 10,
     "save_restore_20": 5,
     "module_reload_deep": 6,
     "package": 5,

@@ -8,6 +8,7 @@ import subprocess
 
 from docutils import core
 
+from testbed import mutations
 from testbed.report import Failure
 from tools.sources import read, sources
 from tools.steps import TOP
@@ -80,9 +81,25 @@ def units():
     return f"{count[1]} tests"
 
 
+def bugs():
+    """The seeded bugs of tests/mutations still fit the sources, and say what finds them."""
+    wrong, count = [], 0
+    for kind in ("protocol", "driver", "daemon", "testbed"):
+        for path in mutations.patches(kind):
+            count += 1
+            if kind != "protocol":
+                mutations.found_by(path)
+            if why := mutations.seed(path, TOP, "--dry-run"):
+                wrong.append(f"{kind}/{mutations.name_of(path)}: {why}")
+    if wrong or not count:
+        raise Failure("\n".join(wrong) or "there is none")
+    return f"{count} bugs"
+
+
 def run(report):
     """Runs the suite."""
     report.check("lint", "flake8 finds nothing", python)
     report.check("lint", "shellcheck finds nothing", shell)
     report.check("lint", "docutils reads every document", documents)
     report.check("lint", "unit tests of the tools", units)
+    report.check("lint", "the seeded bugs fit the sources", bugs)
