@@ -204,18 +204,20 @@ fn is_locked(path: &Path) -> bool {
     })
 }
 
+/// Whether swtpm's header says that a state is encrypted.
+fn is_encrypted(path: &Path, version: Version) -> io::Result<bool> {
+    const ENCRYPTED: u8 = 1;
+    let mut header = [0; 10];
+    let file = path.join(version.state_file());
+    File::open(file)?.read_exact(&mut header)?;
+    Ok(header[5] & ENCRYPTED != 0)
+}
+
 /// The key of a state, by swtpm's header and the mark beside it.
 fn key_of(path: &Path, version: Version) -> String {
-    const ENCRYPTED: u8 = 1;
-    let header = || -> io::Result<[u8; 10]> {
-        let mut header = [0; 10];
-        let file = path.join(version.state_file());
-        File::open(file)?.read_exact(&mut header)?;
-        Ok(header)
-    };
-    match header() {
-        Ok(header) if header[5] & ENCRYPTED == 0 => return "none".to_owned(),
-        Ok(_) => (),
+    match is_encrypted(path, version) {
+        Ok(false) => return "none".to_owned(),
+        Ok(true) => (),
         Err(_) => return "unknown".to_owned(),
     }
     let mark = read_plain(&path.with_extension("key"), 4096);
@@ -559,6 +561,74 @@ pub fn renew(config: &Config, state: &State, folder: &Path) -> Result<String, Er
     })
 }
 
+/// What became of a state that is to be encrypted by the configured key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rekeyed {
+    /// It is now.
+    Done,
+    /// It was.
+    NothingToDo,
+}
+
+/// Encrypts a state that is not in use by the key that is configured now, as a state that is made now, or decrypts
+/// it if none is configured. `old` is the key-file that it is encrypted by, if that is another one.
+pub fn rekey(config: &Config, uuid: &Uuid, old: Option<&Path>) -> Result<Rekeyed, Error> {
+    let state = existing(config, uuid)?;
+    let _lock = state.lock()?;
+    if state.is_saved()? {
+        return Err(Error::Saved(uuid.clone()));
+    }
+    let new = config.policy(uuid).key_file.as_deref();
+    let encrypted = is_encrypted(&state.path, state.version).map_err(at(&state.path))?;
+    if encrypted == new.is_some() && key::is_current(new, &state.path)? {
+        return Ok(Rekeyed::NothingToDo);
+    }
+    let fd = |key: Option<key::Key>| -> Result<Option<OwnedFd>, Error> {
+        let fd = key.as_ref().map(key::Key::to_fd).transpose();
+        fd.map_err(at(&state.path))
+    };
+    let own = |key_file: Option<&Path>| -> Result<Option<OwnedFd>, Error> {
+        let Some(key_file) = key_file else {
+            return Ok(None);
+        };
+        fd(Some(key::Master::read(key_file)?.derive(uuid)))
+    };
+
+    // Out of an swtpm that has the old key, and into one that has the new one.
+    const BLOB: &str = "blob";
+    let place = copy(config, &state)?;
+    let key = match encrypted {
+        true => fd(key::of_state(old.or(new), uuid, &state.path, true)?)?,
+        false => None,
+    };
+    let session = place.start(state.version, key, Start::Bare)?;
+    if let Err(e) = session.ioctl(&["-i"]) {
+        drop(session);
+        // Another rekey may have ended between the state and its mark.
+        let session = place.start(state.version, own(new)?, Start::Bare)?;
+        return match session.ioctl(&["-i"]) {
+            Ok(_) => {
+                key::mark(new, &state.path)?;
+                Ok(Rekeyed::Done)
+            }
+            Err(_) => Err(e.into()),
+        };
+    }
+    session.ioctl(&["--save", "permanent", &format!("state/{BLOB}")])?;
+    session.end()?;
+    let blob = zeroize::Zeroizing::new(place.take(BLOB)?);
+    let place = Place::new(&config.run_dir, user(config, &state)?)?;
+    place.put(BLOB, &blob)?;
+    let session = place.start(state.version, own(new)?, Start::Bare)?;
+    session.ioctl(&["--load", "permanent", &format!("state/{BLOB}")])?;
+    // It has to be able to read what it has written.
+    session.ioctl(&["-i"])?;
+    session.end()?;
+    replace(&state, &place.take(state.version.state_file())?)?;
+    key::mark(new, &state.path)?;
+    Ok(Rekeyed::Done)
+}
+
 /// Puts another file in place of a state's, by one step, durably, and with the owner that it had. The caller has
 /// the lock.
 fn replace(state: &State, bytes: &[u8]) -> Result<(), Error> {
@@ -700,6 +770,64 @@ mod tests {
         assert!(text.contains("EK (RSA, 0x81010001)"), "{text}");
         // Looked at as a copy, which is gone.
         assert_eq!(fs::read(path.join("tpm2-00.permall")).unwrap(), before);
+        assert_eq!(fs::read_dir(&config.run_dir).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn states_move_from_key_to_key() {
+        let (dir, mut config, uuid) = fixture();
+        let Some(path) = made(&config, &uuid) else {
+            return;
+        };
+        let none = HashMap::new();
+        let key_file = |name: &str, byte: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, byte.repeat(32)).unwrap();
+            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
+                .unwrap();
+            path
+        };
+        let ek = |config: &Config| {
+            let text = info(config, &uuid, &none).unwrap();
+            text[text.find("EK (RSA").unwrap()..].to_owned()
+        };
+        let before = ek(&config);
+        assert_eq!(rekey(&config, &uuid, None).unwrap(), Rekeyed::NothingToDo);
+
+        let (first, second) = (key_file("first", "0a"), key_file("second", "0b"));
+        config.policy.key_file = Some(first.clone());
+        assert_eq!(rekey(&config, &uuid, None).unwrap(), Rekeyed::Done);
+        assert_eq!(ek(&config), before, "it is the same TPM");
+        let id = key::Master::read(&first).unwrap().id();
+        assert_eq!(entry(&config, &uuid, &none).key, id);
+        assert_eq!(rekey(&config, &uuid, None).unwrap(), Rekeyed::NothingToDo);
+
+        // Another key, of which the old one is known, or not.
+        config.policy.key_file = Some(second.clone());
+        assert!(rekey(&config, &uuid, None).is_err());
+        assert!(info(&config, &uuid, &none).is_err());
+        rekey(&config, &uuid, Some(&first)).unwrap();
+        assert_eq!(ek(&config), before);
+        // As after a crash between the state and its mark.
+        key::mark(Some(&first), &path).unwrap();
+        assert!(info(&config, &uuid, &none).is_err());
+        rekey(&config, &uuid, Some(&first)).unwrap();
+        assert_eq!(ek(&config), before);
+
+        // As version 0.1.0 encrypted it: by the configured key itself.
+        let place = copy(&config, &config.state(&uuid, None).unwrap()).unwrap();
+        drop(place);
+        config.policy.key_file = None;
+        rekey(&config, &uuid, Some(&second)).unwrap();
+        assert_eq!(
+            (ek(&config), entry(&config, &uuid, &none).key),
+            (before, "none".into())
+        );
+        assert_eq!(
+            fs::read_dir(&path).unwrap().count(),
+            1,
+            "nothing is left there"
+        );
         assert_eq!(fs::read_dir(&config.run_dir).unwrap().count(), 0);
     }
 

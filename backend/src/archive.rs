@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use crate::admin::{self, list};
 use crate::config::{Config, Uuid};
 use crate::files::read_plain;
+use crate::key;
 use crate::notes::Notes;
 use crate::state::{self, sync_folder, version_of_state, Lock, State};
 use crate::swtpm::Version;
@@ -360,6 +361,8 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
         })
         .map_err(at(&path))?;
     }
+    key::import_mark(manifest.key.as_ref(), &exported, &uuid, &state.path)
+        .map_err(admin::Error::from)?;
     if how.identity == Identity::New {
         let kept = admin::renew(config, &state, &folder)?;
         remarks.push(format!(

@@ -81,6 +81,9 @@ struct Mark {
     version: u32,
     kdf: String,
     key: String,
+    /// The vTPM that the key was derived for, if the state was imported under another uuid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    uuid: Option<String>,
 }
 
 impl Master {
@@ -166,12 +169,7 @@ pub fn of_state(
     exists: bool,
 ) -> Result<Option<Key>, Error> {
     let path = mark_path(state);
-    let mark: Option<Mark> = match fs::read(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-        text => Some(
-            serde_json::from_slice(&text.map_err(at(&path))?).map_err(|e| at(&path)(e.into()))?,
-        ),
-    };
+    let mark = Mark::read(&path)?;
     let Some(key_file) = key_file else {
         return match mark {
             Some(mark) if exists => Err(Error::Missing {
@@ -186,12 +184,62 @@ pub fn of_state(
     match mark {
         _ if !exists => Ok(Some(master.derive(uuid))),
         None => Ok(Some(master.legacy())),
-        Some(mark) if mark.key == master.id() => Ok(Some(master.derive(uuid))),
+        Some(mark) if mark.key == master.id() => match mark.uuid.map(|other| other.parse()) {
+            None => Ok(Some(master.derive(uuid))),
+            Some(Ok(other)) => Ok(Some(master.derive(&other))),
+            Some(Err(e)) => Err(at(&path)(io::Error::new(io::ErrorKind::InvalidData, e))),
+        },
         Some(mark) => Err(Error::Other {
             path,
             found: mark.key,
             own: master.id(),
         }),
+    }
+}
+
+impl Mark {
+    fn read(path: &Path) -> Result<Option<Self>, Error> {
+        let text = match fs::read(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(at(path))?,
+        };
+        let mark = serde_json::from_slice(&text).map_err(|e| at(path)(e.into()))?;
+        Ok(Some(mark))
+    }
+}
+
+/// Takes the mark over that came with an exported state of the vTPM `of`, before the state gets its name; `None` if
+/// there was none.
+pub fn import_mark(
+    mark: Option<&serde_json::Value>,
+    of: &Uuid,
+    uuid: &Uuid,
+    state: &Path,
+) -> Result<(), Error> {
+    let Some(mark) = mark else {
+        // One that was left by a former state.
+        return self::mark(None, state);
+    };
+    let path = mark_path(state);
+    let write = || -> io::Result<()> {
+        let mut mark: Mark = serde_json::from_value(mark.clone())?;
+        if mark.uuid.is_none() && of != uuid {
+            mark.uuid = Some(of.to_string());
+        }
+        write_durably(&path, &serde_json::to_vec(&mark)?)
+    };
+    write().map_err(at(&path))
+}
+
+/// Whether a state is encrypted as it would be if it were made now.
+pub fn is_current(key_file: Option<&Path>, state: &Path) -> Result<bool, Error> {
+    let mark = Mark::read(&mark_path(state))?;
+    match (key_file, mark) {
+        (None, None) => Ok(true),
+        (Some(key_file), Some(mark)) => {
+            Ok(mark.uuid.is_none() && mark.key == Master::read(key_file)?.id())
+        }
+        _ => Ok(false),
     }
 }
 
@@ -208,6 +256,7 @@ pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
                 version: 1,
                 kdf: "HKDF-SHA256".into(),
                 key: Master::read(key_file)?.id(),
+                uuid: None,
             };
             let text = serde_json::to_vec(&mark).map_err(|e| at(&path)(e.into()))?;
             write_durably(&path, &text)

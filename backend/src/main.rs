@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -13,7 +13,7 @@ use clap_complete::Shell;
 use log::LevelFilter;
 use rustix::process::setsid;
 
-use xen_vtpmd::admin;
+use xen_vtpmd::admin::{self, Rekeyed};
 use xen_vtpmd::archive::{self, Identity, Import};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
@@ -101,6 +101,18 @@ enum Task {
     ClearLockout {
         /// Which vTPM
         uuid: Uuid,
+    },
+    /// Encrypt states that are not in use by the key that is configured now
+    Rekey {
+        /// Which vTPMs
+        #[arg(required_unless_present = "all")]
+        uuids: Vec<Uuid>,
+        /// All that are here and not in use
+        #[arg(long, conflicts_with = "uuids")]
+        all: bool,
+        /// The key-file that they are encrypted by, if that is another one
+        #[arg(long, value_name = "FILE")]
+        old_key: Option<PathBuf>,
     },
     /// Make the state of a vTPM beforehand
     CreateState {
@@ -196,6 +208,38 @@ fn load(given: Option<PathBuf>) -> Result<Config, config::FileError> {
     }
 }
 
+/// Says what became of each, and goes on with the next where one fails.
+fn rekey(
+    config: &Config,
+    mut uuids: Vec<Uuid>,
+    all: bool,
+    old_key: Option<&Path>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let mut status = ExitCode::SUCCESS;
+    if all {
+        for entry in admin::list(config, &admin::users(config))? {
+            match entry.in_use {
+                None => uuids.push(entry.uuid.parse()?),
+                Some(user) => {
+                    eprintln!("xen-vtpmd: {}: left as it is: {user}", entry.uuid);
+                    status = ExitCode::FAILURE;
+                }
+            }
+        }
+    }
+    for uuid in uuids {
+        match admin::rekey(config, &uuid, old_key) {
+            Ok(Rekeyed::Done) => println!("{uuid}: done"),
+            Ok(Rekeyed::NothingToDo) => println!("{uuid}: nothing to do"),
+            Err(e) => {
+                eprintln!("xen-vtpmd: {uuid}: {e}");
+                status = ExitCode::FAILURE;
+            }
+        }
+    }
+    Ok(status)
+}
+
 fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     match args.task {
         Task::Run { log_level } => {
@@ -243,6 +287,11 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             admin::confirm(&question, yes)?;
             admin::reset(&config, &uuid)?;
         }
+        Task::Rekey {
+            uuids,
+            all,
+            old_key,
+        } => return rekey(&load(args.config)?, uuids, all, old_key.as_deref()),
         Task::ClearLockout { uuid } => admin::clear_lockout(&load(args.config)?, &uuid)?,
         Task::Stop => {
             let config = load(args.config)?;

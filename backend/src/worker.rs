@@ -31,6 +31,7 @@ use crate::events::Event;
 use crate::io::link::{Ask, Tell};
 use crate::lifecycle::{decide, Facts, Stage, Step};
 use crate::logger;
+use crate::notes::{Notes, Use};
 use crate::probe::Probe;
 use crate::record::RunDir;
 use crate::state;
@@ -693,9 +694,31 @@ impl Worker {
         }
         self.power = Power::On(Box::new(tpm));
         let us = u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.note_use();
         let uuid = self.uuid_text();
         self.control.tell(&Event::Started { uuid, us, restored });
         Ok(())
+    }
+
+    /// Notes who uses the state, for `xen-vtpmd list`.
+    fn note_use(&self) {
+        let Power::On(tpm) = &self.power else {
+            return;
+        };
+        let name = self
+            .store
+            .read(&format!("/local/domain/{}/name", self.id.domid));
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let used = Use {
+            time: crate::admin::now(),
+            host: host.trim().to_owned(),
+            domid: self.id.domid,
+            devid: self.id.devid,
+            name: name.ok().flatten().unwrap_or_default(),
+        };
+        if let Err(e) = Notes::note_use(tpm.state_path(), used) {
+            log::warn!("who uses the TPM is not noted: {e}");
+        }
     }
 
     fn uuid_text(&self) -> String {
