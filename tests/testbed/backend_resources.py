@@ -17,7 +17,7 @@ LOOK = """
 for pid in $(pidof xen-vtpmd); do
 	for fd in /proc/$pid/fd/*; do [ -e "$fd" ] || [ -L "$fd" ] && echo "fd $(readlink "$fd")"; done
 done
-echo "grants $(for pid in $(pidof xen-vtpmd); do cat /proc/$pid/maps; done | grep -c gntdev)"
+echo "grants $(for pid in $(pidof xen-vtpmd); do cat /proc/$pid/maps 2>/dev/null; done | grep -c gntdev)"
 for name in xen-vtpmd swtpm swtpm_setup; do echo "$name $(pidof $name | wc -w)"; done
 echo "zombies $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ')"
 echo "dying $(xl list | grep -c '(null)')"
@@ -82,7 +82,9 @@ def compare(before, after):
 
 def cpu_seconds(machine):
     """The processor time that the processes of the daemon have used."""
-    stats = machine.must("for pid in $(pidof xen-vtpmd); do cat /proc/$pid/stat; done").splitlines()
+    stats = machine.must(
+        "for pid in $(pidof xen-vtpmd); do cat /proc/$pid/stat 2>/dev/null; done"
+    ).splitlines()
     fields = [stat.rpartition(")")[2].split() for stat in stats]
     return sum(int(ticks) for words in fields for ticks in words[11:13]) / 100
 
@@ -90,7 +92,7 @@ def cpu_seconds(machine):
 def processor_ns(machine):
     """The processor time (ns) that the kernel says the daemon's processes have used, and
     swtpm's."""
-    script = "for pid in $(pidof {}); do cut -d' ' -f1 /proc/$pid/schedstat; done"
+    script = "for pid in $(pidof {}); do cut -d' ' -f1 /proc/$pid/schedstat 2>/dev/null; done"
     return [
         sum(int(number) for number in machine.must(script.format(name)).split())
         for name in ("xen-vtpmd", "swtpm")
@@ -98,8 +100,8 @@ def processor_ns(machine):
 
 
 def counters(machine, guest):
-    """What the daemon's status says of the guest's first vTPM, and of the manager with the guest's worker
-    and I/O process (`daemon_us`)."""
+    """What the daemon's status says of the guest's first vTPM, and of the manager with the guest's
+    worker and I/O process (`daemon_us`)."""
     domid = int(machine.must(f"xl domid {guest.name}"))
     report = json.loads(machine.must("xen-vtpmd status --json"))
     found = [vtpm for vtpm in report["vtpms"] if (vtpm["domid"], vtpm["devid"]) == (domid, 0)]
