@@ -160,7 +160,7 @@ class Ledger:
 
 def main(policy, least, pause):
     """Works until /run/ledger.stop is there. `least` is what the counter must have reached;
-    `pause`, in seconds, is for a bed with other things to do."""
+    `pause`, in seconds, is for a testbed with other things to do."""
     ledger = Ledger(policy == "restart")
     assert ledger.counter >= int(least), f"the counter went back from {least} to {ledger.counter}"
     number = 0

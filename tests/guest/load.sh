@@ -9,7 +9,7 @@ check_module_loads() {
 		[ -e /sys/bus/xen/drivers/vtpm/vtpm-$number ] || fail "the driver is not bound to vtpm-$number"
 		number=$((number + 1))
 	done
-	[ $number -gt 0 ] || fail "the bed gave this guest no vTPM"
+	[ $number -gt 0 ] || fail "the testbed gave this guest no vTPM"
 }
 
 # Beside the stock driver's file, ours is the one that is loaded.

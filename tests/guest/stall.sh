@@ -27,7 +27,7 @@ check_stall_unbind() {
 	echo vtpm-0 >/sys/bus/xen/drivers/vtpm/unbind
 	seconds=$(($(cut -d. -f1 /proc/uptime) - start))
 	[ ! -e /dev/tpm0 ] || fail "/dev/tpm0 is there without a driver"
-	# A second, and what the busy bed makes of it.
+	# A second, and what the busy testbed makes of it.
 	[ $seconds -le $((1 + 2 * slowness)) ] || fail "it took $seconds s"
 }
 

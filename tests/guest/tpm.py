@@ -11,7 +11,7 @@ LOCALITY_DENIED = {"1.2": 0x3d, "2.0": 0x907}
 
 
 def told(name, default=None):
-    """What the bed says of a thing on the kernel's command line."""
+    """What the testbed says of a thing on the kernel's command line."""
     with open("/proc/cmdline", encoding="ascii") as file:
         found = re.search(rf"bed\.{name}=(\S+)", file.read())
     return found[1] if found else default
@@ -23,7 +23,7 @@ HOST, SLOWNESS = int(told("host", "1")), int(told("slowness", "1"))
 
 
 def version(number=0):
-    """The version of tpmN, which the bed made: a driver may take it for another."""
+    """The version of tpmN, which the testbed made: a driver may take it for another."""
     return told("tpms").split(",")[number]
 
 

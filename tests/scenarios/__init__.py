@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What is done on the bed, a file for each boot."""
+"""What is done on the testbed, a file for each boot."""

@@ -77,7 +77,7 @@ def has_driver(kernel, wanted):
 
 
 def run_corners(report, stock):
-    """Configurations that no kernel of the bed has."""
+    """Configurations that no kernel of the testbed has."""
     for name in ("small", "rt"):
         report.check(
             "intree",

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The bed: Xen, dom0 and guests in QEMU, driven from Python inside the root."""
+"""The testbed: Xen, dom0 and guests in QEMU, driven from Python inside the root."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest on the bed: made by xl, told what to do through its console."""
+"""A guest on the testbed: made by xl, told what to do through its console."""
 
 import base64
 import dataclasses

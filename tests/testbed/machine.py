@@ -29,7 +29,7 @@ REALTIME = ["-accel", "tcg,thread=multi", "-cpu", "max,-rdtscp"]
 
 
 class BedError(Exception):
-    """The bed itself failed: no check can say anything."""
+    """The testbed itself failed: no check can say anything."""
 
 
 class Machine:

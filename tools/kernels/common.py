@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernels of our own have in common: linux-source with the parts that a guest of the bed
+"""What the kernels of our own have in common: linux-source with the parts that a guest of the testbed
 needs, configured by tinyconfig and a fragment."""
 
 import contextlib
@@ -12,7 +12,7 @@ import shutil
 from tools.kernels import prepare
 from tools.steps import StepError, must, need_space, step
 
-# All of linux-source but what no guest of the bed needs; the files that say what there is are
+# All of linux-source but what no guest of the testbed needs; the files that say what there is are
 # needed all the same.
 SKIP = re.compile(
     r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples

@@ -78,7 +78,7 @@ class Kernel(Places):
 
     @property
     def modules(self):
-        """The stock modules, for the bed."""
+        """The stock modules, for the testbed."""
         return f"{self.folder}/boot/usr/lib/modules/{self.release}"
 
     @property

@@ -53,7 +53,7 @@ pub(crate) enum Step {
     Repeat(u32, &'static [Step]),
 }
 
-/// How the bed provokes it, and what it looks at.
+/// How the testbed provokes it, and what it looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// By commands of a bound driver.
