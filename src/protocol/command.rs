@@ -11,6 +11,7 @@ use super::{
         Idle,
         Submitted, //
     },
+    layout::State,
     packet::{
         BadRequest,
         BadResponse,
@@ -75,8 +76,10 @@ pub trait Flag {
 pub struct Flags<F> {
     /// A command is submitted, and the next event that finds it completed ends a wait.
     irq_armed: F,
-    /// The backend owes an event: one for a SUBMIT and one for a CANCEL.
-    event_expected: F,
+    /// The backend owes an event for the SUBMIT.
+    submit_event: F,
+    /// The backend owes an event for the CANCEL.
+    cancel_event: F,
     /// The running command is to be cancelled.
     cancel: F,
     /// The connection is about to end.
@@ -90,11 +93,17 @@ impl<F: Flag> Flags<F> {
     pub fn new(flag: impl Fn() -> F) -> Self {
         Self {
             irq_armed: flag(),
-            event_expected: flag(),
+            submit_event: flag(),
+            cancel_event: flag(),
             cancel: flag(),
             abort: flag(),
             silent: flag(),
         }
+    }
+
+    /// Whether the backend owed the event that has come.
+    fn take_event(&self) -> bool {
+        self.submit_event.swap(false) || self.cancel_event.swap(false)
     }
 }
 
@@ -153,20 +162,25 @@ pub trait WaitContext {
     }
 
     /// Handles the backend's event, with `state` as the page has it. Returns whether there was a
-    /// reason for the event.
+    /// reason for the event: the backend owes one for a SUBMIT and one for a CANCEL.
     ///
     /// A completion that is gone again when the waiter looks ends a wait each time, but only the
     /// first event is worth more than one without a reason: a backend that plays with the state
     /// must not get its events for nothing.
     fn event(&self, state: u8) -> bool {
-        if !is_complete(state) || !self.flags().irq_armed.swap(false) {
-            return false;
-        }
-        // Consume the credit before completing: the waiter may start the next command immediately.
-        let expected = self.flags().event_expected.swap(false);
+        let flags = self.flags();
+        let complete = is_complete(state);
 
-        self.complete();
-        expected
+        if complete && flags.irq_armed.swap(false) {
+            // Consume the credit before completing: the waiter may start the next command at once.
+            let expected = flags.take_event();
+
+            self.complete();
+            return expected;
+        }
+        // The waiter may have seen the completion before the event came, or CANCEL has overwritten
+        // it.
+        (complete || state == State::Cancel as u8) && flags.take_event()
     }
 
     /// From now on an event that finds the command completed ends a wait. To be called before the
@@ -268,7 +282,8 @@ impl CommandSlot {
         }
 
         let idle = self.idle.take().ok_or(Failure::NoBackend)?;
-        flags.event_expected.set(true);
+        flags.cancel_event.set(false);
+        flags.submit_event.set(true);
         context.arm_irq();
         let submitted = match idle.submit(page, &request, locality) {
             Ok(submitted) => submitted,
@@ -357,7 +372,7 @@ impl CommandSlot {
     ) -> Result<Completed, Failure> {
         let (page, context) = (transport.page(), transport.context());
 
-        context.flags().event_expected.set(true);
+        context.flags().cancel_event.set(true);
         let mut cancelling = submitted.cancel(page);
         let deadline = Deadline::new(context, T::Context::jiffies(CANCEL_TIMEOUT_MS));
         let mut over = false;

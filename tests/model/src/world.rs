@@ -360,7 +360,13 @@ impl<'a> World<'a> {
         self.restlessness
             .set(self.restlessness.get() - events as u32);
         for _ in 0..events {
-            if self.event(State::Finish as u8) {
+            // A CANCEL can overwrite what the event is about.
+            let cancelled = self.command.borrow().cancelled;
+            let state = match cancelled && self.choose(2) == 1 {
+                true => State::Cancel,
+                false => State::Finish,
+            };
+            if self.event(state as u8) {
                 self.command.borrow_mut().expected += 1;
             }
         }
