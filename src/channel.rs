@@ -214,7 +214,7 @@ impl WaitContext for CommandControl {
 type SharedPage = GrantedPage<{ layout::HEADER_SIZE }>;
 
 /// Handles the backend's events.
-struct EvtchnHandler {
+pub(crate) struct EvtchnHandler {
     page: SharedPage,
     control: Arc<CommandControl>,
 }
@@ -252,8 +252,8 @@ impl Transport for EventChannel<EvtchnHandler> {
 
 /// A page and an event channel that are shared with a backend.
 pub(crate) struct Channel {
-    event: EventChannel<EvtchnHandler>,
-    slot: CommandSlot,
+    pub(crate) event: EventChannel<EvtchnHandler>,
+    pub(crate) slot: CommandSlot,
 }
 
 impl Channel {
@@ -276,24 +276,6 @@ impl Channel {
     /// The event channel's port.
     pub(crate) fn port(&self) -> u32 {
         self.event.port()
-    }
-
-    /// Whether the page is given up. Another connection is the only way on.
-    pub(crate) fn is_wedged(&self) -> bool {
-        self.slot.is_wedged()
-    }
-
-    /// Carries out a command: [`CommandSlot::transmit`].
-    #[inline]
-    pub(crate) fn transmit(
-        &mut self,
-        packet: &mut [u8],
-        length: usize,
-        locality: u8,
-        duration: Jiffies,
-    ) -> Result<usize, Failure> {
-        self.slot
-            .transmit(&self.event, packet, length, locality, duration)
     }
 }
 

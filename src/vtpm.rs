@@ -514,11 +514,11 @@ impl Vtpm {
         locality: u8,
         duration: Jiffies,
     ) -> Result<usize, Failure> {
-        let channel = link.channel.as_mut().ok_or(Failure::NoBackend)?;
+        let Channel { slot, event } = link.channel.as_mut().ok_or(Failure::NoBackend)?;
 
-        let result = channel.transmit(packet, length, locality, duration);
+        let result = slot.transmit(event, packet, length, locality, duration);
         // The caller that aborted a command handles the connection.
-        if channel.is_wedged() && result != Err(Failure::NoBackend) {
+        if slot.is_wedged() && result != Err(Failure::NoBackend) {
             self.start_reconnect(link);
         }
         result

@@ -319,7 +319,7 @@ impl<T: Driver> Adapter<T> {
 
             generic
                 .set_drvdata(init)
-                // xenbus closes the device now.
+                // No driver is bound any more.
                 .inspect_err(|_| lock.revoke())?;
             Ok(0)
         })
