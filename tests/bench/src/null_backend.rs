@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A vTPM backend that has no TPM and answers at once: xen-vtpmd's own event loop, connection and
-//! exchange, with nothing behind them. What a command costs with it is the way there and back.
+//! A vTPM backend that has no TPM and answers at once: xen-vtpmd's own exchange, with nothing behind
+//! it. What a command costs with it is the way there and back.
 
 #![forbid(unsafe_code)]
 
@@ -11,23 +11,51 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::process::ExitCode;
 
-use xen_vtpmd::connection::{Connection, Found};
-use xen_vtpmd::watch::{Registrar, Watched, Watcher};
-use xen_vtpmd::xen::Store;
-use xen_vtpmd::xenbus::{self, BusState, Id, Particulars, Paths};
+use rustix::event::{poll, PollFd, PollFlags};
+use xen_vtpmd::exchange::{Delivery, Exchange, Look};
+use xen_vtpmd::xen::{EventChannel, GrantedPage, Store};
+use xen_vtpmd::xenbus::{self, BusState, Id, Paths, RingParams};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The number of xenstore's connection in the watcher's events; vTPMs are counted from 1 on.
-const STORE: u32 = 0;
+/// A connection to a guest.
+struct Connection {
+    exchange: Exchange,
+    page: GrantedPage,
+    event: EventChannel,
+}
+
+impl Connection {
+    fn open(id: Id, params: RingParams) -> Result<Self> {
+        Ok(Self {
+            exchange: Exchange::new(),
+            page: GrantedPage::map(id.domid, params.ring_ref)?,
+            event: EventChannel::bind(id.domid, params.port)?,
+        })
+    }
+
+    /// Answers the command that is in the page, if there is one.
+    fn serve(&mut self, answer: &mut Vec<u8>) -> Result<()> {
+        match self.exchange.look(&self.page, true) {
+            Look::Nothing => return Ok(()),
+            Look::Cancelled | Look::Refused(_) => {}
+            Look::Command { .. } => {
+                null_tpm::answer(self.exchange.command(), answer);
+                if self.exchange.answer(&self.page, answer) == Delivery::Dropped {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(self.event.notify()?)
+    }
+}
 
 /// One vTPM.
 struct Vtpm {
     id: Id,
     paths: Paths,
-    registrar: Registrar,
     /// What the guest has published, and the connection to it.
-    connection: Option<(Particulars, Connection)>,
+    connection: Option<(RingParams, Connection)>,
     answer: Vec<u8>,
 }
 
@@ -54,46 +82,39 @@ impl Vtpm {
     }
 
     fn connect(&mut self, store: &Store) -> Result<()> {
-        let new = Particulars::read(store, &self.paths)?;
+        let new = RingParams::read(store, &self.paths)?;
         if self.connection.as_ref().is_some_and(|(old, _)| *old == new) {
             return Ok(());
         }
         self.connection = None;
-        let connection = Connection::open(self.id, new, &self.registrar)?;
-        self.connection = Some((new, connection));
+        self.connection = Some((new, Connection::open(self.id, new)?));
         self.serve()?;
         self.show(store, BusState::Connected)
     }
 
     /// The guest has sent an event.
     fn on_event(&mut self) -> Result<()> {
-        match &self.connection {
-            Some((_, guest)) if guest.take_event()? => (),
-            _ => return Ok(()),
+        if let Some((_, guest)) = &self.connection {
+            guest.event.wait()?;
         }
         self.serve()?;
         match &self.connection {
-            Some((_, guest)) => Ok(guest.unmask()?),
+            Some((_, guest)) => Ok(guest.event.unmask()?),
             None => Ok(()),
         }
     }
 
-    /// Answers the command that is in the page, if there is one.
     fn serve(&mut self) -> Result<()> {
-        if let Some((_, guest)) = &mut self.connection {
-            if let Found::Command { packet, .. } = guest.look(true)? {
-                null_tpm::answer(packet, &mut self.answer);
-                guest.answer(&self.answer, || ())?;
-            }
+        match &mut self.connection {
+            Some((_, guest)) => guest.serve(&mut self.answer),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
 /// All of them.
 struct Backend {
-    watcher: Watcher,
-    store: Watched<Store>,
+    store: Store,
     own_domid: u16,
     vtpms: BTreeMap<u32, Vtpm>,
     last: u32,
@@ -101,27 +122,40 @@ struct Backend {
 
 impl Backend {
     fn new() -> Result<Self> {
-        let watcher = Watcher::new()?;
-        let store = watcher.registrar(STORE).add(0, Store::open()?)?;
+        let store = Store::open()?;
         let own_domid = xenbus::own_domid(&store)?;
         store.watch(&Paths::base(own_domid), "all")?;
         Ok(Self {
-            watcher,
             store,
             own_domid,
             vtpms: BTreeMap::new(),
-            last: STORE,
+            last: 0,
         })
     }
 
     fn run(mut self) -> Result<()> {
         loop {
-            for (owner, _) in self.watcher.wait(-1)? {
-                if owner == STORE {
-                    self.on_store()?;
-                } else if let Some(vtpm) = self.vtpms.get_mut(&owner) {
+            let connected = self
+                .vtpms
+                .iter()
+                .filter_map(|(number, vtpm)| Some((*number, &vtpm.connection.as_ref()?.1.event)));
+            let (numbers, events): (Vec<u32>, Vec<&EventChannel>) = connected.unzip();
+            let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
+            fds.extend(
+                events
+                    .into_iter()
+                    .map(|event| PollFd::new(event, PollFlags::IN)),
+            );
+            poll(&mut fds, -1)?;
+
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            for (number, _) in numbers.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
+                if let Some(vtpm) = self.vtpms.get_mut(number) {
                     vtpm.on_event()?;
                 }
+            }
+            if ready[0] {
+                self.on_store()?;
             }
         }
     }
@@ -175,7 +209,6 @@ impl Backend {
         let vtpm = Vtpm {
             id,
             paths,
-            registrar: self.watcher.registrar(self.last),
             connection: None,
             answer: Vec::new(),
         };

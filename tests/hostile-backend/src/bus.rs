@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use xen_vtpmd::xen::Store;
-use xen_vtpmd::xenbus::{Id, Particulars, Paths};
+use xen_vtpmd::xenbus::{Id, Paths, RingParams};
 
 use crate::behaviour::Behaviour;
 use crate::Result;
@@ -19,7 +19,7 @@ pub(crate) enum Wish {
     /// The vTPM is to go, or has gone.
     Gone,
     /// A connection to this page and port.
-    Connect(Particulars),
+    Connect(RingParams),
     /// The connection is to end.
     Close,
     /// It has ended: the guest no longer uses its page.
@@ -133,7 +133,7 @@ impl Vtpm {
             return Wish::Nothing;
         }
         match value(store, &self.paths.frontend("state")).as_str() {
-            "3" | "4" => match Particulars::read(store, &self.paths) {
+            "3" | "4" => match RingParams::read(store, &self.paths) {
                 Ok(particulars) if grant != Some(particulars.ring_ref) => {
                     Wish::Connect(particulars)
                 }

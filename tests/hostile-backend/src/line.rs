@@ -6,7 +6,7 @@ use xen_tpm_protocol::layout::{MAX_PACKET, PAGE_SIZE};
 use xen_tpm_protocol::packet::claimed_length;
 use xen_tpm_protocol::{layout, Page, State};
 use xen_vtpmd::xen::{self, EventChannel, GrantedPage};
-use xen_vtpmd::xenbus::{Id, Particulars};
+use xen_vtpmd::xenbus::{Id, RingParams};
 
 /// Where packets start: no frontend announces extra pages.
 const PAYLOAD: usize = layout::payload_offset(0);
@@ -21,7 +21,7 @@ pub(crate) struct Line {
 
 impl Line {
     /// Maps and binds what a guest has published.
-    pub(crate) fn open(id: Id, particulars: Particulars) -> Result<Self, xen::Error> {
+    pub(crate) fn open(id: Id, particulars: RingParams) -> Result<Self, xen::Error> {
         Ok(Self {
             page: GrantedPage::map(id.domid, particulars.ring_ref)?,
             event: EventChannel::bind(id.domid, particulars.port)?,

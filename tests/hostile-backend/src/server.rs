@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{poll, PollFd, PollFlags};
 use xen_tpm_protocol::{Page, State};
 use xen_vtpmd::xen::Store;
-use xen_vtpmd::xenbus::{Particulars, Paths};
+use xen_vtpmd::xenbus::{Paths, RingParams};
 
 use crate::behaviour::{Behaviour, Step, HONEST};
 use crate::bus::{Vtpm, Wish};
@@ -116,11 +116,13 @@ impl Server {
             fds.push(PollFd::new(line.event(), PollFlags::IN));
         }
         poll(&mut fds, i32::try_from(limit.as_millis()).unwrap_or(0))?;
+        let event = fds
+            .get(2)
+            .is_some_and(|fd| fd.revents().contains(PollFlags::IN));
 
-        if let Some(line) = &self.line {
-            if line.event().take_event()? {
-                line.event().unmask()?;
-            }
+        if let (true, Some(line)) = (event, &self.line) {
+            line.event().wait()?;
+            line.event().unmask()?;
         }
         let mut news = false;
         while self.store.next_event()?.is_some() {
@@ -167,7 +169,7 @@ impl Server {
     }
 
     /// Maps and binds.
-    fn connect(&mut self, particulars: Particulars) {
+    fn connect(&mut self, particulars: RingParams) {
         self.part();
         let Some(vtpm) = &self.vtpm else { return };
         match Line::open(vtpm.id(), particulars) {
