@@ -28,6 +28,8 @@ PROBE, UNBIND, REST = 30, 10, 5
 SHORT = 15
 # How often the driver connects to a backend that ends each connection at once, in this time (s).
 RECONNECTS, SPELL = 12, 15
+# So many lines that does to the kernel's log at most: ten at once, and one a second.
+LINES = 10 + SPELL + 5
 # A TPM 1.2's PCRs.
 PCRS = 24
 # What is left of the guest's speed under a storm, against a backend that only uses its processor.
@@ -54,8 +56,8 @@ TURNS = 3
 # How long the storm lasts in all, in seconds.
 STORM = 30
 # After these kinds it goes on with the same connection, or has asked for another one itself.
-SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "storm", "unbind", "busy-unbind",
-                   "registration", "detach")
+SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "cancel-storm", "storm", "unbind",
+                   "busy-unbind", "registration", "detach")
 # A backend of another protocol is refused for good: the driver has to be bound anew, as the
 # kernel's log says.
 REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
@@ -302,6 +304,15 @@ class Trial:
         elif any(number > SHORT * self.bed.slowness for number in seconds[1:]):
             row["wrong"] = f"a command behind one that timed out takes more than {SHORT} s"
         return ", ".join(f"{word} after {number} s" for word, number in zip(words, seconds))
+
+    def _cancel_storm(self, behaviour, row):
+        self.tell(f"behave {behaviour.name}")
+        self.python("quiet")
+        _, count, lines = self.python(f"cancels {SPELL}", 60 + 2 * SPELL).split()
+        word = "quiet" if int(lines) <= LINES else "loud"
+        if word != behaviour.expect or not int(count):
+            row["wrong"] = f"{lines} lines in the kernel's log of {count} commands in {SPELL} s"
+        return f"{word}, {lines} lines of {count} commands in {SPELL} s"
 
     def _stale(self, behaviour, row):
         """Of two connections that are in order the driver knows which TPM it has; then comes the

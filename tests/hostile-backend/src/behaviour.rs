@@ -74,6 +74,8 @@ pub(crate) enum Kind {
     Bus,
     /// By commands that nobody cancels, the first of which takes a minute and none of the others.
     Timeout,
+    /// By commands that are cancelled one after the other, for some time.
+    CancelStorm,
     /// By a command whose response comes on the next connection.
     Stale,
     /// By connections that the backend ends as soon as they are there.
@@ -107,6 +109,7 @@ impl Kind {
             Self::Registration => "registration",
             Self::Pcrs => "pcrs",
             Self::Timeout => "timeout",
+            Self::CancelStorm => "cancel-storm",
             Self::Stale => "stale",
             Self::Reconnects => "reconnects",
             Self::BusyUnbind => "busy-unbind",

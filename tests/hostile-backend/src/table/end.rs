@@ -3,7 +3,7 @@
 //! What can be wrong with the end of a command: when it comes, and by what.
 
 use super::edited;
-use crate::behaviour::Kind::{Deadline, Storm, Timeout};
+use crate::behaviour::Kind::{CancelStorm, Deadline, Storm, Timeout};
 use crate::behaviour::{Behaviour, Step, HONEST, IDLE};
 use crate::edits;
 
@@ -149,6 +149,14 @@ pub(super) const END: &[Behaviour] = &[
         name: "cancel-only-60",
         expect: "self:ETIME self:ETIME",
         wrong: "no command gets an answer, a cancel does, and nobody cancels: the second command must not take a minute, too",
+        submit: &[],
+        ..HONEST
+    },
+    Behaviour {
+        kind: CancelStorm,
+        name: "cancel-storm",
+        expect: "quiet",
+        wrong: "no command gets an answer, and each is cancelled at once: the kernel's log must not be filled",
         submit: &[],
         ..HONEST
     },

@@ -239,6 +239,12 @@ pub(super) const PROBES: &[Behaviour] = &[
         &[Node("state", "5")],
     ),
     slow_probe(
+        "register-closing-early",
+        "Closing at the third command, whose failure the TPM core takes for a TPM in failure mode",
+        2,
+        &[Node("state", "5")],
+    ),
+    slow_probe(
         "register-closing",
         "Closing at the fifth command",
         4,
