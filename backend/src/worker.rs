@@ -557,17 +557,18 @@ impl Worker {
             Step::TakeOver => return self.take_over(facts),
             // InitWait is still to be shown for a while, or the TPM is not up yet.
             Step::Connect if self.deadline.is_some() || !self.is_up() => (),
-            Step::Connect | Step::Recheck => self.connect()?,
+            Step::Connect | Step::Recheck => self.connect(facts)?,
+            // The stage follows what is shown: where that fails, the same step comes again.
             Step::FollowClosing => {
-                self.stage = Stage::Closing;
                 self.show(BusState::Closing)?;
+                self.stage = Stage::Closing;
             }
             Step::WaitAgain => {
                 self.disconnect();
                 self.tried = None;
                 self.resumes = false;
-                self.stage = Stage::Waiting;
                 self.show(BusState::InitWait)?;
+                self.stage = Stage::Waiting;
             }
             Step::Leave => {
                 self.stage = Stage::Leaving;
@@ -636,8 +637,8 @@ impl Worker {
         self.store.remove(&self.paths.error())?;
         self.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
-        self.stage = Stage::Waiting;
         self.show(BusState::InitWait)?;
+        self.stage = Stage::Waiting;
         self.deadline = Some(Instant::now() + INIT_WAIT);
         self.switch_on(held)?;
         Ok(None)
@@ -796,9 +797,15 @@ impl Worker {
     }
 
     /// Connects to what the guest has published, unless that was tried already.
-    fn connect(&mut self) -> Result<(), Failure> {
+    fn connect(&mut self, facts: Facts) -> Result<(), Failure> {
         let params = match RingParams::read(&self.store, &self.paths) {
-            Ok(params) if self.tried == Some(params) => return Ok(()),
+            Ok(params) if self.tried == Some(params) => {
+                return match self.connection {
+                    // What could not be shown.
+                    Some(_) if facts.own != Some(BusState::Connected) => self.show_connected(),
+                    _ => Ok(()),
+                };
+            }
             Ok(params) => params,
             Err(e @ NodeError::Xen(_)) => return Err(e.into()),
             Err(e) if self.stage == Stage::Waiting || self.resumes => {
@@ -824,14 +831,20 @@ impl Worker {
                 log::info!("connected, grant {}, port {}", params.ring_ref, params.port);
                 self.shared.connections.add(1);
                 self.stage = Stage::Connected;
-                self.store.remove(&self.paths.error())?;
-                self.show(BusState::Connected)
+                self.show_connected()
             }
             Err(failure) => {
                 self.refuse(&failure);
                 Ok(())
             }
         }
+    }
+
+    /// Whatever went wrong before, this guest has a TPM.
+    fn show_connected(&mut self) -> Result<(), Failure> {
+        self.store.remove(&self.paths.error())?;
+        self.failed_in_this_life = false;
+        self.show(BusState::Connected)
     }
 
     fn open(&mut self, params: RingParams) -> Result<(), Failure> {

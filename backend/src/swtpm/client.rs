@@ -23,6 +23,9 @@ use super::{undo, Capabilities, Capability, Error, Inbox, Reply, Request, Versio
 /// take long on a slow host.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How soon a data channel is offered again.
+const DATA_PAUSE: Duration = Duration::from_millis(5);
+
 /// How long one of the worker's own commands may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -69,8 +72,21 @@ impl Client {
                 return Err(Error::Lacks(request.name()));
             }
         }
-        client.done(Request::SetDataFd, Some(peer.as_fd()))?;
+        client.set_data(peer.as_fd())?;
         Ok(client)
+    }
+
+    /// Gives it the data channel. It takes none while it has not seen that the former one was closed.
+    fn set_data(&mut self, peer: BorrowedFd<'_>) -> Result<(), Error> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        loop {
+            match self.done(Request::SetDataFd, Some(peer)) {
+                Err(Error::Refused(..)) if Instant::now() < deadline => {
+                    std::thread::sleep(DATA_PAUSE);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Switches the TPM on. It is started by TPM_Startup, unless it `resumes` volatile state: then that was
