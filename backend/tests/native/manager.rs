@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use rustix::process::{prlimit, Pid, Resource, Rlimit, Signal};
+use rustix::process::{getrlimit, prlimit, Pid, Resource, Rlimit, Signal};
 
 use crate::guest::Outcome;
 use crate::host::{is_alive, signal, wait_for, Host, LIMIT};
@@ -131,7 +131,7 @@ fn no_descriptor_left_is_no_spinning() {
     let pid = Pid::from_raw(i32::try_from(manager).unwrap());
     let limit = Rlimit {
         current: Some(free),
-        maximum: Some(4096),
+        maximum: getrlimit(Resource::Nofile).maximum,
     };
     let before = prlimit(pid, Resource::Nofile, limit).unwrap();
     let clients = [(); 3].map(|()| UnixStream::connect("/run/xen-vtpmd/control.sock").unwrap());

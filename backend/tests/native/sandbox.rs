@@ -51,7 +51,7 @@ fn an_io_process_is_alone_with_its_page() {
         }
         assert!(file == "/dev/null" || !file.starts_with("/dev/"), "{file}");
     }
-    for name in ["CapPrm", "CapEff", "CapBnd"] {
+    for name in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(status(io, name), "0".repeat(16), "{name}");
     }
     assert_eq!(status(io, "NoNewPrivs"), "1");
