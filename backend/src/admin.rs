@@ -666,9 +666,19 @@ mod tests {
 
     /// A state as swtpm_setup makes it, where that can be run.
     fn made(config: &Config, uuid: &Uuid) -> Option<PathBuf> {
+        made_with(config, uuid, None)
+    }
+
+    fn made_with(config: &Config, uuid: &Uuid, key: Option<&Path>) -> Option<PathBuf> {
         let path = config.state_dir.join(uuid.to_string());
         fs::create_dir(&path).unwrap();
-        let done = Command::new("swtpm_setup")
+        let mut command = Command::new("swtpm_setup");
+        if let Some(key) = key {
+            command
+                .args(["--cipher", "aes-256-cbc", "--keyfile"])
+                .arg(key);
+        }
+        let done = command
             .args(["--tpm2", "--createek", "--tpmstate"])
             .arg(&path)
             .stdout(Stdio::null())
@@ -814,9 +824,6 @@ mod tests {
         rekey(&config, &uuid, Some(&first)).unwrap();
         assert_eq!(ek(&config), before);
 
-        // As version 0.1.0 encrypted it: by the configured key itself.
-        let place = copy(&config, &config.state(&uuid, None).unwrap()).unwrap();
-        drop(place);
         config.policy.key_file = None;
         rekey(&config, &uuid, Some(&second)).unwrap();
         assert_eq!(
@@ -829,6 +836,18 @@ mod tests {
             "nothing is left there"
         );
         assert_eq!(fs::read_dir(&config.run_dir).unwrap().count(), 0);
+
+        // As version 0.1.0 encrypted it: by the configured key itself.
+        remove(&config, &uuid).unwrap();
+        config.policy.key_file = Some(first.clone());
+        made_with(&config, &uuid, Some(&first)).unwrap();
+        assert_eq!(entry(&config, &uuid, &none).key, "shared");
+        let before = ek(&config);
+        assert_eq!(rekey(&config, &uuid, None).unwrap(), Rekeyed::Done);
+        assert_eq!(
+            (ek(&config), entry(&config, &uuid, &none).key),
+            (before, id)
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 //! What `xen-vtpmd status` shows: as the daemon sends it, and as a table.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -206,6 +207,12 @@ impl Report {
                 or_dash(&error)
             );
         }
+        let lacks = self.vtpms.iter().flat_map(|vtpm| &vtpm.sandbox_lacks);
+        let lacks: BTreeSet<_> = lacks.map(String::as_str).collect();
+        if !lacks.is_empty() {
+            let lacks = lacks.into_iter().collect::<Vec<_>>().join(", ");
+            let _ = writeln!(table, "the sandbox lacks {}", Plain(&lacks));
+        }
         if self.cgroup.starts_with("no ") {
             let _ = writeln!(table, "{}", Plain(&self.cgroup));
         }
@@ -233,8 +240,12 @@ mod tests {
                     ..Vtpm::default()
                 }
                 .count(&counters),
-                Vtpm::default(),
+                Vtpm {
+                    sandbox_lacks: vec!["landlock".to_owned()],
+                    ..Vtpm::default()
+                },
             ],
+            cgroup: "no cgroup limits: none here".to_owned(),
             ..Report::default()
         };
         let table = report.table();
@@ -243,7 +254,11 @@ mod tests {
             .map(|line| line.split_whitespace().collect())
             .collect();
 
-        assert_eq!(lines.len(), 3, "{table}");
+        assert_eq!(lines.len(), 5, "{table}");
+        assert!(
+            table.ends_with("the sandbox lacks landlock\nno cgroup limits: none here\n"),
+            "{table}"
+        );
         assert_eq!(lines[1][..4], ["12", "0", "-", "2.0"], "{table}");
         assert_eq!(lines[1][6], "384", "{table}");
         assert!(table.contains("s ago: a\u{fffd}[2J"), "{table}");

@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import subprocess
+import tempfile
 import tomllib
 
 from testbed.report import Failure
@@ -15,9 +16,13 @@ from tools.steps import TOP, output
 
 MAN = "backend/man"
 FILES = (
+    "etc/apparmor.d/xen-vtpmd",
     "etc/xen-vtpmd.toml",
+    "etc/xen-vtpmd/hooks.d/",
     "usr/sbin/xen-vtpmd",
     "usr/lib/systemd/system/xen-vtpmd.service",
+    "usr/lib/systemd/system/xen-vtpmd-metrics.service",
+    "usr/lib/systemd/system/xen-vtpmd-metrics.timer",
     "usr/share/man/man8/xen-vtpmd.8.gz",
     "usr/share/man/man5/xen-vtpmd.toml.5.gz",
     "usr/share/bash-completion/completions/xen-vtpmd",
@@ -263,11 +268,57 @@ def licences():
     return f"{len(crates)} crates"
 
 
+def apparmor():
+    """apparmor_parser takes the profiles, and there is one for each kind of process."""
+    path = f"{TOP}/backend/debian/apparmor/xen-vtpmd"
+    done = subprocess.run(
+        ["apparmor_parser", "--skip-kernel-load", "--skip-cache", path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Failure(done.stdout + done.stderr)
+    with open(path, encoding="utf-8") as file:
+        profiles = re.findall(r"^profile (\S+) ", file.read(), re.MULTILINE)
+    if profiles != ["xen-vtpmd", "xen-vtpmd-worker", "xen-vtpmd-swtpm"]:
+        raise Failure(f"profiles: {profiles}")
+    return f"{len(profiles)} profiles"
+
+
+def units():
+    """systemd finds nothing to warn of in the units, but that the daemon is not installed here."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = glob.glob(f"{TOP}/backend/debian/*.service")
+        found += glob.glob(f"{TOP}/backend/debian/*.timer")
+        paths = []
+        for path in found:
+            # As debhelper names them.
+            name = os.path.basename(path).removeprefix("xen-vtpmd.")
+            name = "xen-vtpmd.service" if name == "service" else name
+            with open(path, encoding="utf-8") as file:
+                text = file.read().replace("/usr/sbin/xen-vtpmd", "/usr/bin/true")
+            paths.append(f"{folder}/{name}")
+            with open(paths[-1], "w", encoding="utf-8") as file:
+                file.write(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *paths],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode or done.stderr or len(paths) != 3:
+        raise Failure(f"{len(paths)} units: {done.stderr}")
+    return f"{len(paths)} units"
+
+
 def run(report):
     """Runs the suite."""
     suite = "package"
     report.check(suite, "every crate's licence goes with GPL-2.0-only", licences)
     report.check(suite, "mandoc finds nothing in the man pages", man_lint)
+    report.check(suite, "apparmor_parser takes the AppArmor profiles", apparmor)
+    report.check(suite, "systemd finds nothing in the units", units)
     if not report.check(suite, "the Debian package builds", built):
         return
     report.check(suite, "lintian finds no error and no warning", lintian)
