@@ -183,8 +183,13 @@ impl bus::Driver for Tpmfront {
                 }
             }
             State::Closing | State::Closed => this.vtpm.backend_closed(),
-            // Says nothing about the connection, not even that the backend is gone.
-            State::Unknown => {}
+            // A backend whose state is gone has gone. One that cannot be read, or has no meaning,
+            // says nothing about the connection.
+            State::Unknown => {
+                if dev.read_otherend(c"state").is_err_and(|e| e == ENOENT) {
+                    this.vtpm.backend_closed();
+                }
+            }
         }
     }
 

@@ -82,6 +82,8 @@ fn register(vtpm: &Arc<Vtpm>) {
 
 fn register_chip(vtpm: &Arc<Vtpm>, registrar: &mut RegistrarGuard<'_, Vtpm>) -> Result<Version> {
     let mut chip = Chip::new((*vtpm.dev).as_ref(), vtpm.clone())?;
+
+    vtpm.begin_registration();
     let version = chip.detect_version()?;
     let registration = registrar.register(chip)?;
 

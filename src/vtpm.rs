@@ -49,7 +49,10 @@ use crate::{
             BusLock,
             State, //
         },
-        completion::Completion,
+        completion::{
+            self,
+            Completion, //
+        },
         noio::NoIo,
         reboot::RebootHandler,
         store,
@@ -99,6 +102,10 @@ const EPOCH_TRIES: u32 = 3;
 /// How long after a failed attempt to make a connection the next one is made.
 const RETRY_MS: u32 = 1_000;
 
+/// How long the core may take in all to register the TPM. The number of its commands is the TPM's
+/// choice: a TPM 1.2 can have its self test asked for 49 days long.
+const REGISTER_TIMEOUT_MS: u32 = 300_000;
+
 /// How long a command waits that failed behind many others.
 const THROTTLE: Delta = Delta::from_millis(1_000);
 
@@ -137,6 +144,8 @@ pub(crate) struct Vtpm {
     pub(crate) connection: Connection,
     /// There is a registration. For those who do not wait for it.
     pub(crate) registered: Atomic<bool>,
+    /// When the last attempt to register the TPM began.
+    register_start: Atomic<Jiffies>,
     /// An attempt to register the TPM has ended.
     #[pin]
     pub(crate) attempted: Completion,
@@ -201,6 +210,7 @@ impl Vtpm {
                 }),
                 connection <- Connection::new(),
                 registered: Atomic::new(false),
+                register_start: Atomic::new(0),
                 attempted <- Completion::new(),
                 throttle: Throttle::new(),
                 setup_ratelimit: RateLimit::new(),
@@ -398,6 +408,18 @@ impl Vtpm {
         true
     }
 
+    /// An attempt to register the TPM begins.
+    pub(crate) fn begin_registration(&self) {
+        self.register_start.store(completion::now(), Relaxed);
+    }
+
+    /// Whether the attempt to register the TPM takes too long.
+    fn registration_expired(&self) -> bool {
+        let elapsed = completion::now().wrapping_sub(self.register_start.load(Relaxed));
+
+        !self.registered.load(Relaxed) && elapsed > msecs_to_jiffies(REGISTER_TIMEOUT_MS)
+    }
+
     /// A TPM of this version is registered, and every later one has to be the same.
     pub(crate) fn set_registered(&self, version: crate::protocol::epoch::Version) {
         self.link.lock().tpm.registered(version);
@@ -571,8 +593,9 @@ impl ChipOps for Vtpm {
         let result = self.connection.wait_connected().and_then(|()| {
             let mut link = self.link.lock();
 
-            // The connection may be another one by now, whose TPM is not verified.
-            if !link.connected {
+            // The connection may be another one by now, whose TPM is not verified. Not ETIME for a
+            // registration that takes too long: the core would go on asking for the self test.
+            if !link.connected || self.registration_expired() {
                 return Err(Failure::NoBackend);
             }
             self.transmit_locked(&mut link, packet, length, locality, duration)
