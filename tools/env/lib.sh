@@ -63,7 +63,7 @@ privileged() {
 }
 
 check_privileged() {
-	need unshare
+	need unshare setpriv pivot_root
 	[ "$(id -u)" = 0 ] || command -v newuidmap >/dev/null ||
 		die "an ordinary user needs 'newuidmap' here: install the package uidmap, or run as root"
 	[ "$(id -u)" = 0 ] || grep -q "^$(id -un):" /etc/subuid 2>/dev/null ||
