@@ -198,7 +198,9 @@ def run(report, kernels):
     report.check("host", "the daemon's tests as an ordinary user", as_ordinary_user)
     report.check("host", "rustfmt with the kernel's rules", kernel_rustfmt, first)
     report.check("host", "every source file names its licence", licences)
-    report.check("host", "unsafe only in src/xen, src/tpm, src/xen_sys and backend/src/sys", unsafe_rooms)
+    report.check(
+        "host", "unsafe only in src/xen, src/tpm, src/xen_sys and backend/src/sys", unsafe_rooms
+    )
     report.check("host", f"no file over {LONGEST} lines", lengths)
     report.check("host", "no archive host in the sources", no_hosts)
     report.check("host", "tools import no tests, scenarios no scenario", imports)

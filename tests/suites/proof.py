@@ -11,7 +11,7 @@ from testbed import mutations
 from tools.build import cargo_environment
 from suites.host import MUST
 from testbed.report import Failure
-from tools.steps import BUILD, LOGS, REPORT, TOP, logged
+from tools.steps import BUILD, LOGS, REPORT, TOP, logged, must
 from tools.sources import read
 
 # The ways of finding a bug, and what Cargo calls them. The deep ones, which take minutes, are not
@@ -146,7 +146,8 @@ def finds():
 
 
 def hung(log):
-    """The way whose test was begun last, by Cargo's log. A build that does not end has found nothing."""
+    """The way whose test was begun last, by Cargo's log. A build that does not end has found
+    nothing."""
     begun = re.findall(r"Running (?:unittests )?(\S+)\.rs \((\S+)\)", log)
     source, program = begun[-1] if begun else ("", "")
     for way, test in WAYS.items():
@@ -181,24 +182,18 @@ def mutant(path, table):
     return ", ".join(found)
 
 
-def one_fails(path, command, ran):
-    """A bug is put into the copy: of the tests that `command` runs there, the one that its patch
-    names fails. `ran` finds the failed ones in what is printed."""
-    wanted = mutations.found_by(path)[-1]
-    if why := mutations.seed(path, f"{MUTANTS}/src"):
-        fresh_copy()
-        raise Failure(why)
-    environment = {
-        **os.environ,
-        **cargo_environment(),
-        **MUST,
-        "CARGO_TARGET_DIR": f"{MUTANTS}/target",
-    }
+def in_copy(command):
+    """Runs tests in the copy."""
     try:
-        done = subprocess.run(
-            ["nice", *command(wanted)],
+        return subprocess.run(
+            ["nice", *command],
             cwd=f"{MUTANTS}/src",
-            env=environment,
+            env={
+                **os.environ,
+                **cargo_environment(),
+                **MUST,
+                "CARGO_TARGET_DIR": f"{MUTANTS}/target",
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -207,8 +202,36 @@ def one_fails(path, command, ran):
             check=False,
         )
     except subprocess.TimeoutExpired:
-        # It hangs, and nothing else was run.
-        return f"{wanted} does not end"
+        # It may be the build: nobody has found anything.
+        raise Failure(f"no end after {PATIENCE} s: {' '.join(command)}") from None
+
+
+def none_fails(paths, command):
+    """Without a bug the tests pass that are to find them: otherwise a failure says nothing. They
+    are built first, which may take long."""
+    if command is daemon_tests:
+        must(
+            ["nice", "cargo", "test", "-p", "xen-vtpmd", "--no-run"],
+            "mutants-build.log",
+            "the daemon's tests do not build",
+            cwd=f"{MUTANTS}/src",
+            env={**cargo_environment(), "CARGO_TARGET_DIR": f"{MUTANTS}/target"},
+        )
+    for words in {tuple(command(mutations.found_by(path)[-1])): None for path in paths}:
+        done = in_copy(words)
+        if done.returncode:
+            raise Failure(f"{' '.join(words)}: {(done.stdout + done.stderr)[-2000:]}")
+
+
+def one_fails(path, command, ran):
+    """A bug is put into the copy: of the tests that `command` runs there, the one that its patch
+    names fails. `ran` finds the failed ones in what is printed."""
+    wanted = mutations.found_by(path)[-1]
+    if why := mutations.seed(path, f"{MUTANTS}/src"):
+        fresh_copy()
+        raise Failure(why)
+    try:
+        done = in_copy(command(wanted))
     finally:
         mutations.seed(path, f"{MUTANTS}/src", "-R")
     failed = ran.findall(done.stdout + done.stderr)
@@ -249,7 +272,12 @@ def run_mutations(report):
     """The bugs of the daemon and the testbed."""
     fresh_copy()
     for kind, command, ran in NATIVE:
-        for path in mutations.patches(kind):
+        paths = mutations.patches(kind)
+        if not paths or not report.check(
+            "mutations", f"{kind}: without a bug nothing fails", none_fails, paths, command
+        ):
+            continue
+        for path in paths:
             report.check(
                 "mutations",
                 f"{kind}: {mutations.name_of(path)}: {mutations.says(path)}",
