@@ -222,6 +222,7 @@ impl Drop for Frontend {
     #[inline]
     fn drop(&mut self) {
         // Has been done by `unbind()`, unless `probe()` failed.
+        self.vtpm.begin_shutdown();
         self.vtpm.flush_reconnect();
         registration::unregister(&self.vtpm);
     }

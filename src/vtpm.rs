@@ -324,6 +324,9 @@ impl Vtpm {
 
     /// Makes a connection after a delay, unless the backend closes meanwhile.
     fn connect_later(self: &Arc<Self>, ms: u32) {
+        if self.is_shutting_down() {
+            return;
+        }
         self.connection.set_delayed();
         // A freezable one does not run while the device is restored. If it is enqueued already it
         // runs earlier.
@@ -352,7 +355,11 @@ impl Vtpm {
         }
         match self.connection.backoff_ms() {
             0 => self.connect(ConnEvent::BackendReady),
-            ms => self.connect_later(ms),
+            ms => {
+                // Nobody sends on a page that the backend has forgotten.
+                self.disconnect();
+                self.connect_later(ms);
+            }
         }
     }
 
@@ -519,11 +526,14 @@ impl Vtpm {
         state
     }
 
-    /// Waits until no work item of the connection runs, nor will. xenbus calls nobody any more who
-    /// could enqueue one.
+    /// Waits until no work item of the connection runs, nor will. The device is shutting down, and
+    /// xenbus calls nobody any more who could enqueue one.
     pub(crate) fn flush_reconnect(self: &Arc<Self>) {
-        self.connection.take_delayed();
-        work::flush_delayed::<_, RECONNECT>(self);
+        // An item that runs meanwhile may enqueue itself once more.
+        for _ in 0..2 {
+            self.connection.take_delayed();
+            work::flush_delayed::<_, RECONNECT>(self);
+        }
     }
 
     /// Carries out a command on the channel that there is, and replaces that if it is wedged by it.
