@@ -99,6 +99,25 @@ pub(crate) fn binary() -> PathBuf {
     other.unwrap_or_else(|| env!("CARGO_BIN_EXE_xen-vtpmd").into())
 }
 
+fn start_xenstored(directory: &Path, environment: &[(String, String)]) -> (Child, Xenstore) {
+    let path = |name: &str| directory.join(name).display().to_string();
+    let libraries = standins::directory().display().to_string();
+    let child = Command::new(XENSTORED)
+        .args(["--no-fork", "--pid-file", &path("xenstored.pid")])
+        .envs(environment.iter().cloned())
+        .env("LD_PRELOAD", format!("{libraries}/xenstored.so"))
+        .stdin(Stdio::null())
+        .stderr(File::create(path("xenstored.log")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut store = None;
+    assert!(wait_for(LIMIT, || {
+        store = Xenstore::connect(directory).ok();
+        store.is_some()
+    }));
+    (child, store.unwrap())
+}
+
 impl Host {
     /// With a manager that has the default configuration; `None` where these tests cannot run.
     pub(crate) fn new() -> Option<Self> {
@@ -144,32 +163,29 @@ impl Host {
             .unwrap();
         hypervisor.grant(0, 1);
         std::mem::forget(hypervisor.port(0, 1));
-        let xenstored = Command::new(XENSTORED)
-            .args(["--no-fork", "--pid-file", &path("xenstored.pid")])
-            .envs(environment.iter().cloned())
-            .env("LD_PRELOAD", format!("{libraries}/xenstored.so"))
-            .stdin(Stdio::null())
-            .stderr(File::create(path("xenstored.log")).unwrap())
-            .spawn()
-            .unwrap();
-        let mut store = None;
-        assert!(wait_for(LIMIT, || {
-            store = Xenstore::connect(directory.path()).ok();
-            store.is_some()
-        }));
+        let (xenstored, store) = start_xenstored(directory.path(), &environment);
         let first_uid = 1_800_000_000 + number * UIDS;
         let host = Self {
             manager: RefCell::new(None),
             xenstored,
             hypervisor,
             faults,
-            store: store.unwrap(),
+            store,
             first_uid,
             environment,
             directory,
         };
         host.configure(config);
         Some(host)
+    }
+
+    /// Another xenstored in place of this one, which is killed: no node is left.
+    pub(crate) fn replace_xenstored(&mut self) {
+        self.xenstored.kill().unwrap();
+        self.xenstored.wait().unwrap();
+        let socket = self.path("socket");
+        let _ = fs::remove_file(socket);
+        (self.xenstored, self.store) = start_xenstored(self.directory.path(), &self.environment);
     }
 
     /// Writes the configuration that the next manager reads.

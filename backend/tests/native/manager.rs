@@ -33,6 +33,20 @@ fn an_error_of_a_watch_ends_no_tpm() {
     }
 }
 
+/// Finding 27: the end of xenstored was not noticed.
+#[test]
+fn the_end_of_xenstored_is_survived() {
+    let Some(mut host) = Host::new() else { return };
+    drop(host.boot(7, &uuid(7)));
+    host.replace_xenstored();
+    // What it shows after that is libxl's business to repair; a new guest has its vTPM.
+    host.boot(8, &uuid(8)).done(&GET_RANDOM);
+    host.keep_manager();
+    let log = host.log();
+    let told = log.matches("trying again until it works").count();
+    assert!(told <= 2, "{told} lines: {log}");
+}
+
 #[test]
 fn a_manager_that_is_stopped_or_killed_is_not_missed() {
     let Some(host) = Host::new() else { return };
