@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The Debian package in a dom0 with systemd: the README's commands, restart, upgrade, removal,
-purge."""
+"""The Debian package in a dom0 with systemd and AppArmor: the README's commands, restart, reload,
+upgrade, removal, purge."""
 
 import contextlib
 import json
@@ -80,7 +80,7 @@ def show(bed, *names):
 def runs(bed):
     """The unit is active, enabled, has not failed, and says how many vTPMs there are."""
     found = show(bed, "ActiveState", "SubState", "UnitFileState", "Result", "StatusText")
-    if found != ["active", "running", "enabled", "success", "1 vTPMs"]:
+    if found != ["active", "running", "enabled", "success", "1 vTPM"]:
         raise Failure(f"{found}\n{bed.machine.run(f'systemctl status {UNIT}')[1]}")
     failed = bed.machine.must("systemctl --failed --plain --no-legend")
     if UNIT in failed:
@@ -96,8 +96,12 @@ def journal(bed, domid):
         for line in bed.machine.must(f"journalctl -u {UNIT} -o json --no-pager").splitlines()
     ]
     ours = [line for line in lines if line.get("_COMM") == "xen-vtpmd"]
-    if not any(line["MESSAGE"].startswith(f"vtpm {domid}/0: ") for line in ours):
+    about = [line for line in ours if line["MESSAGE"].startswith(f"vtpm {domid}/0: ")]
+    if not about or any(line.get("VTPM") != f"{domid}/0" for line in about):
         raise Failure("\n".join(line["MESSAGE"] for line in lines))
+    if not any(re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", line.get("UUID", ""))
+               for line in about):
+        raise Failure(f"no UUID in {about[-1]}")
     odd = [line for line in ours if line["PRIORITY"] != "6" or line["MESSAGE"].startswith("<")]
     if odd:
         raise Failure("\n".join(f"{line['PRIORITY']} {line['MESSAGE']}" for line in odd))
@@ -199,6 +203,61 @@ def certified(bed, guest):
     return f"{seconds:.0f} s, {len(re.findall(CERTIFICATES, found, re.IGNORECASE))} certificates"
 
 
+def under_apparmor(bed):
+    """Each kind of process has its profile, which denies nothing that it needs."""
+    text = bed.machine.must("ps -eo label=,args=")
+    kinds = {
+        r"/usr/sbin/xen-vtpmd run": "xen-vtpmd",
+        r"\S+ .*\bserve\b.*": "xen-vtpmd-worker",
+        r"\S+ .*\bio\b.*": "xen-vtpmd-worker",
+        r"(?:/usr/bin/)?swtpm socket .*": "xen-vtpmd-swtpm",
+    }
+    for args, profile in kinds.items():
+        found = re.findall(rf"^(\S+(?: \(\w+\))?) +{args}$", text, re.MULTILINE)
+        if not found or set(found) != {f"{profile} (enforce)"}:
+            raise Failure(f"{args} has {found}, not {profile}:\n{text}")
+    denied = bed.machine.run("journalctl -k --no-pager | grep 'apparmor=\"DENIED\"'")[1]
+    if "xen-vtpmd" in denied:
+        raise Failure(denied)
+    return f"{len(kinds)} kinds of processes"
+
+
+def has_cgroup(bed, domid):
+    """A worker has a cgroup of its own, with swtpm in it and the limits of the configuration."""
+    group = f"/sys/fs/cgroup{show(bed, 'ControlGroup')[0]}/vtpm-{domid}-0"
+    pids = bed.machine.must(f"cat {group}/cgroup.procs").split()
+    limits = bed.machine.must(f"cat {group}/memory.max {group}/pids.max {group}/cpu.weight").split()
+    if swtpm_status(bed)[0] not in pids or limits != [str(512 << 20), "64", "100"]:
+        raise Failure(f"{group}: {pids}, {limits}")
+    told = bed.machine.must("xen-vtpmd status")
+    if "no cgroup" in told:
+        raise Failure(told)
+    return f"{len(pids)} processes"
+
+
+def reloads(bed):
+    """A configuration is read again; a broken one is refused, and changes nothing."""
+    before = show(bed, "MainPID", "ActiveState")
+    bed.machine.must(f"systemctl reload {UNIT}")
+    bed.machine.must("cp /etc/xen-vtpmd.toml /run/good && echo nonsense >>/etc/xen-vtpmd.toml")
+    refused = bed.machine.run(f"systemctl reload {UNIT}")[0] != 0
+    bed.machine.must("cp /run/good /etc/xen-vtpmd.toml")
+    if not refused or show(bed, "MainPID", "ActiveState") != before:
+        raise Failure(f"refused: {refused}, before {before}")
+    runs(bed)
+
+
+def metrics(bed):
+    """The service writes what node_exporter reads."""
+    folder = "/var/lib/prometheus/node-exporter"
+    bed.machine.must(f"mkdir -p {folder} && systemctl start xen-vtpmd-metrics.service")
+    text = bed.machine.must(f"cat {folder}/xen-vtpmd.prom")
+    found = re.search(r"^xen_vtpm_commands_total\{.*\} (\d+)$", text, re.MULTILINE)
+    if not found or int(found[1]) == 0:
+        raise Failure(text)
+    return f"{len(text.splitlines())} lines"
+
+
 def verified(bed):
     """systemd finds nothing to warn of in the unit."""
     found = bed.machine.must(f"systemd-analyze verify --man=no {UNIT} 2>&1", 120)
@@ -239,9 +298,21 @@ def removed(bed, guest):
     return f"state of {len(state)} TPMs"
 
 
-def purged(bed):
-    """Nothing is left at all."""
-    bed.machine.must("dpkg --purge xen-vtpmd", 120)
+def kept(bed):
+    """Nothing is left but the state: nobody has said that it may be deleted."""
+    state = left(bed)["state"]
+    bed.machine.must("DEBIAN_FRONTEND=noninteractive dpkg --purge xen-vtpmd", 120)
+    found = left(bed)
+    if not state or found != {"processes": [], "state": state, "config": False, "run": False}:
+        raise Failure(f"{found}, with the state {state} before")
+
+
+def purged(bed, package):
+    """Nothing is left at all, where that is the answer to the question."""
+    bed.machine.must(f"cd /host && DEBIAN_FRONTEND=noninteractive dpkg -i {package}", 120)
+    answer = "xen-vtpmd xen-vtpmd/purge-state boolean true"
+    bed.machine.must(f"echo '{answer}' | debconf-set-selections")
+    bed.machine.must("DEBIAN_FRONTEND=noninteractive dpkg --purge xen-vtpmd", 120)
     found = left(bed)
     if found != {"processes": [], "state": None, "config": False, "run": False}:
         raise Failure(str(found))
@@ -287,6 +358,10 @@ def steps(bed, package):
     bed.record("the unit is active and has not failed", runs, bed)
     bed.record("journal", journal, bed, bed.machine.must("xl domid guest").strip())
     bed.record("swtpm is confined", confined, bed)
+    bed.record("each process has its AppArmor profile", under_apparmor, bed)
+    bed.record("a worker has a cgroup", has_cgroup, bed, bed.machine.must("xl domid guest").strip())
+    bed.record("reload", reloads, bed)
+    bed.record("metrics", metrics, bed)
     guest.must(f"tpm2_pcrextend 16:sha256={WORD}")
     for what in (f"systemctl restart {UNIT}", f"systemctl kill -s KILL {UNIT} --kill-whom=main",
                  f"cd /host && dpkg -i {package}"):
@@ -295,4 +370,5 @@ def steps(bed, package):
     bed.record("systemd-analyze verify", verified, bed)
     bed.record("systemd-analyze security", security, bed)
     bed.record("removed: no process is left, the state is", removed, bed, guest)
-    bed.record("purged: nothing is left", purged, bed)
+    bed.record("purged: the state is kept unless somebody says otherwise", kept, bed)
+    bed.record("purged: nothing is left", purged, bed, package)
