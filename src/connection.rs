@@ -4,6 +4,7 @@
 //! back-off of reconnects.
 
 use crate::protocol::{
+    backoff::Backoff,
     command::Failure,
     state::{
         ConnEvent,
@@ -32,13 +33,6 @@ const CONNECT_TIMEOUT: Delta = Delta::from_millis(10_000);
 /// A connection that was of use for so long was a good one.
 const STABLE: Delta = Delta::from_millis(1_000);
 
-/// So many connections in a row are made at once, whatever becomes of them.
-const FREE_ATTEMPTS: u32 = 3;
-
-/// The first delay, which then doubles, and how often it does.
-const BACKOFF_MS: u32 = 50;
-const BACKOFF_DOUBLINGS: u32 = 6;
-
 struct Inner {
     state: ConnState,
     /// Since when.
@@ -47,8 +41,7 @@ struct Inner {
     wait_allowed: bool,
     /// The command that waits is cancelled.
     cancelled: bool,
-    /// Connections in a row that were of no use.
-    attempts: u32,
+    backoff: Backoff,
     /// A connection is to be made after a delay.
     delayed: bool,
 }
@@ -72,7 +65,7 @@ impl Connection {
                 since: Instant::now(),
                 wait_allowed: true,
                 cancelled: false,
-                attempts: 0,
+                backoff: Backoff::new(),
                 delayed: false,
             }),
             changed <- new_condvar!(),
@@ -91,7 +84,7 @@ impl Connection {
 
         match state {
             ConnState::Initialised => {
-                inner.attempts = inner.attempts.saturating_add(1);
+                inner.backoff.attempt();
                 inner.delayed = false;
             }
             ConnState::Disconnected => inner.delayed = false,
@@ -101,7 +94,7 @@ impl Connection {
             return None;
         }
         if inner.state == ConnState::Connected && inner.since.elapsed() >= STABLE {
-            inner.attempts = 0;
+            inner.backoff.reset();
         }
         inner.state = state;
         inner.since = Instant::now();
@@ -167,10 +160,7 @@ impl Connection {
 
     /// The delay before the next connection, in milliseconds.
     pub(crate) fn backoff_ms(&self) -> u32 {
-        match self.inner.lock().attempts.checked_sub(FREE_ATTEMPTS) {
-            None => 0,
-            Some(doublings) => BACKOFF_MS << doublings.min(BACKOFF_DOUBLINGS),
-        }
+        self.inner.lock().backoff.delay_ms()
     }
 
     /// A connection is to be made after a delay, unless the backend closes meanwhile.

@@ -3,7 +3,10 @@
 //! Rate limits for what a backend can put into the kernel log: the driver's own messages are left
 //! out, and the TPM core's, which cannot be, are slowed down.
 
-use crate::xen::completion::now;
+use crate::{
+    protocol::backoff::throttle,
+    xen::completion::now, //
+};
 use kernel::{
     sync::atomic::{
         Atomic,
@@ -18,9 +21,8 @@ use kernel::{
 /// The shortest time between two messages of a kind.
 const RATELIMIT_INTERVAL_MS: u32 = 10_000;
 
-/// The shortest time between two of many failed commands, and how many may fail without that.
+/// The shortest time between two of many failed commands.
 const THROTTLE_INTERVAL_MS: u32 = 1_000;
-const THROTTLE_BURST: usize = 10;
 
 /// The rate limit of one kind of message.
 pub(crate) struct RateLimit {
@@ -70,16 +72,9 @@ impl Throttle {
     /// [`THROTTLE_INTERVAL_MS`]. The TPM core has one command at a time.
     pub(crate) fn failed(&self) -> bool {
         let interval = msecs_to_jiffies(THROTTLE_INTERVAL_MS);
-        let now = now();
-        let ahead = self.level.load(Relaxed).wrapping_sub(now);
-        // The level is in the past when no command failed for a while.
-        let ahead = if ahead > THROTTLE_BURST * interval * 2 {
-            interval
-        } else {
-            ahead + interval
-        };
+        let (level, wait) = throttle(self.level.load(Relaxed), now(), interval);
 
-        self.level.store(now.wrapping_add(ahead), Relaxed);
-        ahead > THROTTLE_BURST * interval
+        self.level.store(level, Relaxed);
+        wait
     }
 }

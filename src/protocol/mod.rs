@@ -8,6 +8,7 @@
 //! ABI" of April 2013; TCG TPM Main Specification 1.2 part 2 and TPM 2.0 Library part 1 for the
 //! packet header. `Documentation/protocol.rst` describes the whole of it.
 
+pub mod backoff;
 pub mod command;
 pub mod epoch;
 pub mod frontend;
