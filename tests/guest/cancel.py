@@ -19,6 +19,8 @@ SOON = 5.0 * HOST
 LATE = 15.0 * HOST
 # The least time that the driver gives a command.
 LIMIT = 60.0
+# The time that it gives a command after one timed out.
+SILENT = 5.0
 
 
 def make_ek():
@@ -136,13 +138,15 @@ def stalled():
 
 
 def times_out():
-    """Without any help the command ends by itself, and says that it was the time."""
-    begin = time.monotonic()
-    code = error_of(os.write, Tpm().fd, get_random())
-    seconds = time.monotonic() - begin
-    assert code == errno.ETIME, f"the command ended with {errno.errorcode.get(code, code)}"
-    assert LIMIT <= seconds < LIMIT + LATE, f"it ended after {seconds:.1f} s"
-    print(f"ended after {seconds:.1f} s")
+    """Without any help the command ends by itself, and says that it was the time. The next one ends
+    sooner: a TPM that is silent costs its users the long timeout once."""
+    for timeout in (LIMIT, SILENT):
+        begin = time.monotonic()
+        code = error_of(os.write, Tpm().fd, get_random())
+        seconds = time.monotonic() - begin
+        assert code == errno.ETIME, f"the command ended with {errno.errorcode.get(code, code)}"
+        assert timeout <= seconds < timeout + LATE, f"it ended after {seconds:.1f} s"
+        print(f"ended after {seconds:.1f} s")
 
 
 def refused(name):
