@@ -23,6 +23,9 @@ use super::{undo, Capabilities, Capability, Error, Inbox, Reply, Request, Versio
 /// take long on a slow host.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// swtpm has a data channel (TPM_IOERROR).
+const HAS_ONE: u32 = 0x1f;
+
 /// How soon a data channel is offered again.
 const DATA_PAUSE: Duration = Duration::from_millis(5);
 
@@ -76,17 +79,24 @@ impl Client {
         Ok(client)
     }
 
-    /// Gives it the data channel. It takes none while it has not seen that the former one was closed.
+    /// Gives it the data channel. It takes none while it has not seen that the former one was closed, and
+    /// keeps the descriptor of one that it does not take: so it is then asked without one first.
     fn set_data(&mut self, peer: BorrowedFd<'_>) -> Result<(), Error> {
+        const REQUEST: Request = Request::SetDataFd;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
-        loop {
-            match self.done(Request::SetDataFd, Some(peer)) {
-                Err(Error::Refused(..)) if Instant::now() < deadline => {
-                    std::thread::sleep(DATA_PAUSE);
-                }
-                done => return done,
-            }
+
+        match self.ask(REQUEST, Some(peer))? {
+            Reply::Refused(HAS_ONE) => (),
+            Reply::Refused(code) => return Err(Error::Refused(REQUEST.name(), code)),
+            _ => return Ok(()),
         }
+        while let Reply::Refused(HAS_ONE) = self.ask(REQUEST, None)? {
+            if Instant::now() >= deadline {
+                return Err(Error::Refused(REQUEST.name(), HAS_ONE));
+            }
+            std::thread::sleep(DATA_PAUSE);
+        }
+        self.done(REQUEST, Some(peer))
     }
 
     /// Switches the TPM on. It is started by TPM_Startup, unless it `resumes` volatile state: then that was
