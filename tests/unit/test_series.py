@@ -59,6 +59,14 @@ class WithoutCfg(unittest.TestCase):
 class Cut(unittest.TestCase):
     """A text that has changed is an error."""
 
+    def test_item(self):
+        table = {"a.rs": ("fn two(",)}
+        text = "fn one() {}\n\n/// Goes.\n#[inline]\nfn two() {\n    a(1);\n}\n\nfn three() {}\n"
+        self.assertEqual(source.cut("a.rs", text, table), "fn one() {}\n\nfn three() {}\n")
+        for other in ("fn one() {}\n", text + text):
+            with self.assertRaises(StepError):
+                source.cut("a.rs", other, table)
+
     def test_once(self):
         table = {"a.rs": (("two\n", ""),)}
         self.assertEqual(source.cut("a.rs", "one\ntwo\n", table), "one\n")

@@ -22,34 +22,17 @@ PLAIN = (
     (r"pub\(crate\) ", "pub "),
 )
 
-# What the driver does about faults of the TPM core, which the series mends there: by file, what is
-# cut out, and what comes in its place.
+# What the driver does about faults of the TPM core, which the series mends there: by file, how the
+# items, fields and statements begin that are cut out, or a text and what comes in its place.
 MENDED = {
     "src/tpm/chip.rs": (
-        ("            let quirk = packet.get(..length).and_then(Quirk::of);\n", ""),
+        "let quirk = ",
+        "if let (Some(quirk), Some(response)) = ",
+        "if attribute.replaces ",
         (
-            """\
-            if let (Some(quirk), Some(response)) = (quirk, packet.get(..length)) {
-                if !quirk.is_survived(response) {
-                    return Err(EIO);
-                }
-            }
-""",
-            "",
-        ),
-        (
-            """\
-            if attribute.replaces {
-                bindings::device_remove_file(dev, raw);
-                xen_sys::sysfs_remove_link(parent, name);
-            }
-""",
-            "",
-        ),
-        (
-            "attributes are never freed. What\n        // is removed by name is the core's attribute that this one replaces, and "
-            "the link to it;\n        // where there is none nothing happens.\n",
-            "attributes are never freed.\n",
+            " What\n        // is removed by name is the core's attribute that this one replaces, and"
+            " the link to it;\n        // where there is none nothing happens.\n",
+            "\n",
         ),
         (
             "//! C headers: [`include/linux/tpm.h`](srctree/include/linux/tpm.h),\n"
@@ -58,48 +41,17 @@ MENDED = {
         ),
     ),
     "src/tpm/attribute.rs": (
-        (
-            """\
-    /// Whether this takes the place of the core's attribute of the same name, which only a TPM 1.2
-    /// has. Possible for `cancel` alone.
-    const REPLACES: bool = false;
-
-""",
-            "",
-        ),
-        ("    pub(super) replaces: bool,\n", ""),
-        (
-            '        const { assert!(!A::REPLACES || matches!(A::NAME.to_bytes(), b"cancel")) };\n',
-            "",
-        ),
-        ("            replaces: A::REPLACES,\n", ""),
+        "const REPLACES: ",
+        "pub(super) replaces: ",
+        "const { assert!(!A::REPLACES ",
+        "replaces: A::REPLACES,",
     ),
     "src/vtpm.rs": (
-        (
-            """\
-/// The `cancel` attribute, in place of the core's: that one waits for the running command to
-/// complete before it cancels, and a TPM 2.0 has none.
-struct Cancel;
-
-impl Attribute for Cancel {
-    type Ops = Vtpm;
-
-    const NAME: &'static CStr = c"cancel";
-    const MODE: u16 = 0o200;
-    const REPLACES: bool = true;
-
-    fn store(vtpm: &Vtpm, _text: &CStr) -> Result {
-        vtpm.cancel();
-        Ok(())
-    }
-}
-
-""",
-            "",
-        ),
-        ("        RawAttribute::new::<Cancel>(),\n", ""),
+        "struct Cancel;",
+        "impl Attribute for Cancel ",
+        "RawAttribute::new::<Cancel>(),",
     ),
-    "src/protocol/mod.rs": (("pub mod quirks;\n", ""),),
+    "src/protocol/mod.rs": ("pub mod quirks;",),
 }
 # What is compiled only where the core disables chips.
 DISABLED = "CONFIG_TCG_TPM2_HMAC"
@@ -108,29 +60,32 @@ UNUSED = {("crate", "protocol", "quirks", "Quirk"), ("crate", "tpm", "attribute"
 # The attribute `locality`, which is the last patch.
 LOCALITY = {
     "src/vtpm.rs": (
-        ("        RawAttribute::new::<Locality>(),\n", ""),
-        ("""\
-    /// Sets the locality of the requests to come.
-    pub(crate) fn set_locality(&self, locality: u8) {
-        self.locality.store(locality.into(), Relaxed);
-    }
-
-""", ""),
+        "RawAttribute::new::<Locality>(),",
+        "pub(crate) fn set_locality(",
     ),
-    "src/xen_tpmfront.rs": (("#[deny(unsafe_code)]\nmod locality;\n", ""),),
+    "src/xen_tpmfront.rs": ("mod locality;",),
 }
 LOCALITY_USED = {("crate", "locality", "Locality")}
+
+# The comments and attributes of an item.
+LEADING = r"(?:[ \t]*(?:///.*|#\[.*\])\n)*"
 
 
 def cut(name, text, *tables):
     """A file's text without what these tables cut out of it."""
     for table in tables:
-        for old, new in table.get(name, ()):
-            if text.count(old) != 1:
+        for entry in table.get(name, ()):
+            item = isinstance(entry, str)
+            old = rf"(?m)^[ \t]*{re.escape(entry)}" if item else re.escape(entry[0])
+            found = list(re.finditer(old, text))
+            if len(found) != 1:
                 raise StepError(
-                    f"{name} has not, or not once, what {__name__} cuts out of it: {old!r}"
+                    f"{name} has not, or not once, what {__name__} cuts out of it: {entry!r}"
                 )
-            text = text.replace(old, new)
+            if item:
+                text = without(text, re.search(rf"(?m)^{LEADING}(?={old[4:]})", text))
+            else:
+                text = text.replace(*entry)
     return text
 
 
@@ -165,17 +120,23 @@ def end_of_item(text, at):
     raise StepError(f"an item has no end: {text[:100]!r}")
 
 
+def without(text, leading):
+    """Without the item behind its comments and attributes, which are a match."""
+    end = end_of_item(text, leading.end())
+    end += text[end : end + 1] == ";"
+    end += text[end : end + 1] == "\n"
+    # No blank line stays behind where one was before it.
+    if text[: leading.start()].endswith("\n\n") and text[end : end + 1] == "\n":
+        end += 1
+    return re.sub(r"\n\n(\s*\})", r"\n\1", text[: leading.start()] + text[end:])
+
+
 def without_cfg(text, option):
-    """Without what is compiled only with an option, and without its attributes and its comments."""
-    marker = re.compile(rf"(?m)^(?:[ \t]*///.*\n)*[ \t]*#\[cfg\({option}\)\]\n(?:[ \t]*#\[.*\]\n)*")
+    """Without what is compiled only with an option."""
+    marker = re.compile(rf"(?m)^{LEADING}[ \t]*#\[cfg\({option}\)\]\n{LEADING}")
     while found := marker.search(text):
-        end = end_of_item(text, found.end())
-        end += text[end:end + 1] == "\n"
-        # No blank line stays behind where one was before it.
-        if text[:found.start()].endswith("\n\n") and text[end:end + 1] == "\n":
-            end += 1
-        text = text[:found.start()] + text[end:]
-    return re.sub(r"\n\n(\s*\})", r"\n\1", text)
+        text = without(text, found)
+    return text
 
 
 def compat(kernel):
