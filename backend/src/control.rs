@@ -491,6 +491,54 @@ mod tests {
     }
 
     #[test]
+    fn a_group_may_read_the_status_and_no_more() {
+        const GID: u32 = 54_321;
+        let (dir, events) = (tempfile::tempdir().unwrap(), EventLoop::new().unwrap());
+        let Ok(server) = Server::open(dir.path(), Some(GID), &events) else {
+            return eprintln!("SKIPPED: not root");
+        };
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).unwrap();
+        let mut f = Fixture {
+            dir,
+            events,
+            server,
+        };
+        let path = f.dir.path().join(SOCKET);
+        // As another user, of that group or of none.
+        let ask = |gid: u32, request: &str| {
+            let script = "import socket, sys; s = socket.socket(socket.AF_UNIX); \
+                s.connect(sys.argv[1]); s.sendall(sys.argv[2].encode() + b'\\n'); \
+                print(s.makefile().readline())";
+            let mut command = std::process::Command::new("setpriv");
+            command
+                .args(["--reuid=54322", &format!("--regid={gid}"), "--clear-groups"])
+                .args(["python3", "-c", script])
+                .arg(&path)
+                .arg(format!("{{\"request\":\"{request}\"}}"))
+                .stdout(std::process::Stdio::piped())
+                .stderr(std::process::Stdio::null())
+                .spawn()
+                .unwrap()
+        };
+        let until = |f: &mut Fixture, mut child: std::process::Child| loop {
+            if let Some((number, request)) = f.turn() {
+                f.server.respond(&f.events, number, &format!("{request:?}"));
+            }
+            if child.try_wait().unwrap().is_some() {
+                let output = child.wait_with_output().unwrap();
+                return String::from_utf8(output.stdout).unwrap();
+            }
+        };
+
+        let child = ask(GID, "status");
+        assert!(until(&mut f, child).contains("Status"));
+        let child = ask(GID, "stop");
+        assert!(until(&mut f, child).contains("only root may ask"));
+        let child = ask(GID + 1, "status");
+        assert_eq!(until(&mut f, child), "");
+    }
+
+    #[test]
     fn nonsense_ends_the_conversation() {
         let mut f = fixture();
         let mut response = String::new();

@@ -63,8 +63,7 @@ pub fn about_uuid(uuid: &Uuid) {
 /// stderr, since children inherit the one and not always the other.
 fn journal() -> Option<UnixDatagram> {
     let stream = std::env::var("JOURNAL_STREAM").ok()?;
-    let stderr = fstat(io::stderr().as_fd()).ok()?;
-    if stream != format!("{}:{}", stderr.st_dev, stderr.st_ino) {
+    if !is_stream(&stream, io::stderr()) {
         return None;
     }
     let socket = UnixDatagram::unbound().ok()?;
@@ -72,6 +71,11 @@ fn journal() -> Option<UnixDatagram> {
     // A journald that hangs holds up nobody.
     socket.set_nonblocking(true).ok()?;
     Some(socket)
+}
+
+/// Whether a descriptor is the one that a JOURNAL_STREAM is about.
+fn is_stream(stream: &str, fd: impl AsFd) -> bool {
+    fstat(fd).is_ok_and(|data| stream == format!("{}:{}", data.st_dev, data.st_ino))
 }
 
 /// The level as syslog(3) counts.
@@ -311,6 +315,17 @@ mod tests {
         );
         let long = one_line(&"\u{1}".repeat(100_000));
         assert!(long.len() <= MAX_LINE + 6, "{}", long.len());
+    }
+
+    #[test]
+    fn the_journal_is_what_stderr_is() {
+        let (ours, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        let data = fstat(&ours).unwrap();
+        let stream = format!("{}:{}", data.st_dev, data.st_ino);
+        assert!(is_stream(&stream, &ours));
+        // Finding 27: it was enough that the variable was there.
+        assert!(!is_stream(&stream, &other));
+        assert!(!is_stream("", &ours) && !is_stream("8:x", &ours));
     }
 
     #[test]

@@ -289,10 +289,23 @@ fn a_vtpm_that_is_over_has_no_successor_until_it_is_needed_again() {
     let mut f = Fixture::new();
     f.tell(1, true);
     f.until("started", |f| f.connected(1));
+    let hooks = f.dir.path().join("hooks");
+    let (script, told) = (hooks.join("tell"), f.dir.path().join("told"));
+    fs::create_dir(&hooks).unwrap();
+    let text = format!(
+        "#!/bin/sh\necho $1 $VTPM_DOMID $VTPM_UUID >{}\n",
+        told.display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).unwrap();
+    f.manager().hooks = Some(Hooks::start(hooks).unwrap());
     let worker = &f.manager().workers[&id(1)];
     worker.connection.as_ref().unwrap().send(ASK_STOP).unwrap();
     f.until("over", |f| f.manager().workers.is_empty());
     assert_eq!(f.manager().totals.saves, 1, "its last words are heard");
+    f.until("told", |_| {
+        fs::read(&told).is_ok_and(|text| text == b"saved 1 u\n")
+    });
     f.turn_for(Duration::from_millis(300));
     assert_eq!(f.starts().len(), 1);
     f.tell(1, true);
