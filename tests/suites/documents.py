@@ -19,6 +19,7 @@ from tools.steps import TOP
 WIDEST = 100
 INDEX = "Documentation/index.rst"
 CLAIMS = "Documentation/testing/claims.rst"
+DRIVER = "Documentation/xen-tpmfront.rst"
 ONE_CHECK = "Documentation/testing/one-check.rst"
 MOST_FILES = 6
 CLAIM = re.compile(r"<!--\s+claim:\s+([a-z0-9-]+)\s+-->")
@@ -158,6 +159,25 @@ def shown(report):
     return f"{len(wanted)} checks of {len({claim for claim, *_ in wanted})} claims"
 
 
+def driver():
+    """The page of the driver explains messages that the driver has, and all of its counters."""
+    page, code = read(DRIVER), "".join(read(name) for name in sources()
+                                       if name.startswith("src/") and name.endswith(".rs"))
+    code = re.sub(r"\\\n\s*", "", code)
+    # What stands for a number, a name or an error in a message.
+    shown = re.compile(r"domain \d+(?:'s)?|tpm\d|TPM [12]\.[02]|\(\.\.\.\)|\.\.\.")
+    messages = re.findall(r'^"(.+)"$', page, re.MULTILINE)
+    wrong = [f"no message of the driver is '{message}'" for message in messages
+             for part in shown.split(message) if part.strip(" ,:") not in code]
+    documented = set(re.findall(r"^    ``(\w+)``  +\S", page, re.MULTILINE))
+    counted = set(re.findall(r'^    \w+ "(\w+)",$', code, re.MULTILINE))
+    wrong += [f"{name} is not in both of {DRIVER} and the driver" for name in documented ^ counted]
+    if not messages or not counted:
+        raise Failure(f"{len(messages)} messages and {len(counted)} counters")
+    none(wrong)
+    return f"{len(messages)} messages, {len(counted)} counters"
+
+
 def one_check():
     """The page about the path of one check quotes lines that are there, of few enough files."""
     path = {item[0].astext(): "\n".join(text.astext() for text in item.findall(nodes.literal_block))
@@ -212,6 +232,7 @@ def run(report):
     report.check("documents", f"no line is wider than {WIDEST} columns", widths)
     report.check("documents", "what documents name is there", links)
     report.check("documents", "the index names every document", index)
+    report.check("documents", "messages and counters are the driver's", driver)
     report.check("documents", "the path of one check is as its page says", one_check)
     report.check("documents", "README's recipes do what it says", recipes)
     report.check("documents", "README's claims have checks", claimed)
