@@ -59,9 +59,9 @@ NEW = (
         ),
     ),
     (
-        "from locality 3 it goes",
+        "from locality 2 it goes",
         (
-            "echo 3 >/sys/devices/vtpm-0/locality; cat /sys/devices/vtpm-0/locality; tpm2_pcrextend"
+            "echo 2 >/sys/devices/vtpm-0/locality; cat /sys/devices/vtpm-0/locality; tpm2_pcrextend"
             " -T device:/dev/tpm0 17:sha256=$(printf word | sha256sum | cut -d' ' -f1) &&"
             " tpm2_pcrread sha256:17; echo 0 >/sys/devices/vtpm-0/locality"
         ),
