@@ -159,6 +159,16 @@ def shown(report):
     return f"{len(wanted)} checks of {len({claim for claim, *_ in wanted})} claims"
 
 
+def version():
+    """README and the newest part of CHANGELOG are about the version that this is."""
+    real = re.search(r'^version = "([\d.]+)"', read("Cargo.toml"), re.MULTILINE)[1]
+    told = {"README.md": re.search(r"^Version ([\d.]+)\. ", read("README.md"), re.MULTILINE),
+            "CHANGELOG.md": re.search(r"^## ([\d.]+)", read("CHANGELOG.md"), re.MULTILINE)}
+    none([f"{name} is about {found and found[1]}, and not {real}" for name, found in told.items()
+          if not found or found[1] != real])
+    return real
+
+
 def driver():
     """The page of the driver explains messages that the driver has, and all of its counters."""
     page, code = read(DRIVER), "".join(read(name) for name in sources()
@@ -232,6 +242,7 @@ def run(report):
     report.check("documents", f"no line is wider than {WIDEST} columns", widths)
     report.check("documents", "what documents name is there", links)
     report.check("documents", "the index names every document", index)
+    report.check("documents", "README and CHANGELOG are about this version", version)
     report.check("documents", "messages and counters are the driver's", driver)
     report.check("documents", "the path of one check is as its page says", one_check)
     report.check("documents", "README's recipes do what it says", recipes)
