@@ -38,7 +38,8 @@ def begin(guest, behaviour, seconds, seed):
 
 
 def spinning(honest, bad, count):
-    """The same while the other guest only uses its processor, of which the testbed has one for all."""
+    """The same while the other guest only uses its processor, of which the testbed has one for
+    all."""
     bad.must("(while :; do :; done) & echo $! >/run/spin")
     try:
         return latency(honest, count)

@@ -8,8 +8,8 @@ from testbed import wait
 
 SETS = ("test", "debug")
 
-# One second for last words, and what the testbed needs to go down. A command that is waited for takes a
-# minute.
+# One second for last words, and what the testbed needs to go down. A command that is waited for
+# takes a minute.
 LIMIT = 15
 
 

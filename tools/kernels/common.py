@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What the kernels of our own have in common: linux-source with the parts that a guest of the testbed
-needs, configured by tinyconfig and a fragment."""
+"""What the kernels of our own have in common: linux-source with the parts that a guest of the
+testbed needs, configured by tinyconfig and a fragment."""
 
 import contextlib
 import dataclasses

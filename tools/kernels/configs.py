@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver's objects under configurations that no kernel of the testbed has, and the series' on the
-other kernels. For that the part of linux-source will do that is unpacked for modules: it is not a
-kernel that comes out."""
+"""The driver's objects under configurations that no kernel of the testbed has, and the series' on
+the other kernels. For that the part of linux-source will do that is unpacked for modules: it is not
+a kernel that comes out."""
 
 import contextlib
 import dataclasses
