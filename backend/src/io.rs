@@ -50,9 +50,6 @@ pub struct Io {
     /// The localities that commands may come from, a bit each
     #[arg(long)]
     pub localities: u8,
-    /// A response is owed to a former connection
-    #[arg(long)]
-    pub owed: bool,
     /// The page was served before; a command in it is abandoned if it was under way
     #[arg(long)]
     pub resumed: bool,
@@ -70,7 +67,7 @@ pub struct Io {
     pub shared: RawFd,
     /// Readable when files of the state directory have changed
     #[arg(long)]
-    pub changes: Option<RawFd>,
+    pub changes: RawFd,
 }
 
 /// What ends a connection.
@@ -100,11 +97,10 @@ pub fn run(io: &Io) -> ExitCode {
     if rustix::process::set_parent_process_death_signal(Some(signal)).is_err() {
         return ExitCode::FAILURE;
     }
-    let fds = [io.worker, io.data, io.shared].map(inherited);
-    let [Some(worker), Some(data), Some(shared)] = fds else {
+    let fds = [io.worker, io.data, io.shared, io.changes].map(inherited);
+    let [Some(worker), Some(data), Some(shared), Some(changes)] = fds else {
         return ExitCode::FAILURE;
     };
-    let changes = io.changes.and_then(inherited);
     let Err(e) = Server::new(io, worker.as_fd(), data, shared, changes)
         .and_then(|mut server| server.serve());
 
@@ -115,8 +111,7 @@ pub fn run(io: &Io) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The guest's side of the connection. Dropping it gives the guest `Idle` for a running command, unmaps the
-/// page and unbinds the channel, in this order.
+/// The guest's side of the connection. Dropping it unmaps the page and unbinds the channel, in this order.
 struct Guest {
     exchange: Exchange,
     page: GrantedPage,
@@ -156,7 +151,12 @@ impl Guest {
     fn look(&mut self, shared: &Shared, tpm_is_free: bool) -> Result<Look, Error> {
         let look = self.exchange.look(&self.page, tpm_is_free);
         match look {
-            Look::Cancelled => shared.cancels.add(1),
+            Look::Cancelled => {
+                shared.cancels.add(1);
+                if !tpm_is_free {
+                    shared.note(Entry::Left);
+                }
+            }
             Look::Refused(_) => shared.refused.add(1),
             Look::Nothing | Look::Command { .. } => return Ok(look),
         }
@@ -177,6 +177,8 @@ impl Guest {
             Delivery::Dropped => return Ok(false),
         };
         if delivered {
+            // From here on the guest may submit the next one, which is not to be taken for this.
+            shared.note(Entry::Free);
             shared.bytes_out.add(response.len() as u64);
             if let Some(woke) = woke {
                 shared.timed(woke.elapsed());
@@ -187,8 +189,9 @@ impl Guest {
     }
 
     /// Gives up on the running command, if there is one.
-    fn abandon(&mut self) -> Result<(), Error> {
+    fn abandon(&mut self, shared: &Shared) -> Result<(), Error> {
         if self.exchange.abandon(&self.page) {
+            shared.note(Entry::Left);
             self.event.notify()?;
         }
         Ok(())
@@ -202,26 +205,19 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // It is not to wait for what does not come. If it cannot be notified it has a timeout.
-        let _ = self.abandon();
-    }
-}
-
 /// The connection.
 struct Server<'a> {
     guest: Guest,
     worker: BorrowedFd<'a>,
     data: OwnedFd,
-    changes: Option<OwnedFd>,
+    changes: OwnedFd,
     shared: Shared,
     version: Version,
     localities: u8,
     /// The one that swtpm is known to have.
     locality: Option<u8>,
     response: Inbox,
-    /// The worker wants the connection to end with the running command.
+    /// The connection is to end with the running command.
     quit: bool,
 }
 
@@ -231,7 +227,7 @@ impl<'a> Server<'a> {
         worker: BorrowedFd<'a>,
         data: OwnedFd,
         shared: OwnedFd,
-        changes: Option<OwnedFd>,
+        changes: OwnedFd,
     ) -> Result<Self, Error> {
         let mut server = Self {
             guest: Guest::open(io)?,
@@ -252,16 +248,12 @@ impl<'a> Server<'a> {
         server.tell(Tell::Connected(lacks))?;
 
         // From here on the page is looked at.
-        let under_way = server.shared.entry();
         if io.resumed {
-            if let Entry::Command(_) = under_way {
+            if let Entry::Command(_) = server.shared.entry() {
                 server.guest.exchange = Exchange::interrupted(&server.guest.page);
             }
             // An event may have been lost.
             server.guest.event.notify()?;
-        }
-        if io.owed {
-            server.settle_owed(under_way)?;
         }
         server.shared.note(Entry::Free);
         Ok(server)
@@ -326,7 +318,7 @@ impl<'a> Server<'a> {
         );
         let delivered = match durable {
             true => self.guest.deliver(&self.shared, response, woke)?,
-            false => self.guest.abandon().map(|()| false)?,
+            false => self.guest.abandon(&self.shared).map(|()| false)?,
         };
         self.response.wipe();
         match undoing {
@@ -349,22 +341,11 @@ impl<'a> Server<'a> {
 
     /// Undoes a command whose response nobody takes.
     fn undo(&mut self, packet: &[u8]) -> Result<(), Error> {
-        self.shared.note(Entry::Undoing);
+        self.shared.note(Entry::Left);
         send_packet(&self.data, packet)?;
         self.receive()?;
         self.response.wipe();
         Ok(())
-    }
-
-    /// Receives, and undoes, what a former connection is owed. Its guest has no part in it any more.
-    fn settle_owed(&mut self, under_way: Entry) -> Result<(), Error> {
-        self.receive()?;
-        let undoing = match under_way {
-            Entry::Command(code) => undo::undo(self.version, code, self.response.packet()),
-            _ => None,
-        };
-        self.response.wipe();
-        undoing.map_or(Ok(()), |packet| self.undo(&packet))
     }
 
     /// Waits for the response, with an eye on the guest and the worker. Returns whether files of the state
@@ -403,7 +384,6 @@ impl<'a> Server<'a> {
             let left = until.saturating_duration_since(Instant::now()).as_millis();
             i32::try_from(left).unwrap_or(i32::MAX).saturating_add(1)
         });
-        let changes = self.changes.as_ref().filter(|_| for_changes);
         let event = self.guest.event.as_fd();
         // The kernel looks at them in this order: where there is a response, what swtpm changed before it is
         // seen, too.
@@ -411,9 +391,9 @@ impl<'a> Server<'a> {
             PollFd::new(&self.data, PollFlags::IN),
             PollFd::from_borrowed_fd(self.worker, PollFlags::IN),
             PollFd::from_borrowed_fd(event, PollFlags::IN),
-            PollFd::from_borrowed_fd(changes.map_or(event, AsFd::as_fd), PollFlags::IN),
+            PollFd::new(&self.changes, PollFlags::IN),
         ];
-        let all = if changes.is_some() { 4 } else { 3 };
+        let all = if for_changes { 4 } else { 3 };
         match poll(&mut fds[..all], timeout) {
             Ok(_) | Err(Errno::INTR) => (),
             Err(e) => return Err(Error::Socket("poll", e.into())),
@@ -424,7 +404,7 @@ impl<'a> Server<'a> {
             data: ready(0),
             worker: ready(1),
             event: ready(2),
-            changes: changes.is_some() && ready(3),
+            changes: for_changes && ready(3),
         })
     }
 
@@ -458,12 +438,24 @@ impl<'a> Server<'a> {
                 self.quit = true;
                 Ok(None)
             }
+            Some(Reply::Leave) => {
+                self.quit = true;
+                self.guest.abandon(&self.shared)?;
+                Ok(None)
+            }
             Some(Reply::Done(done)) => Ok(Some(done)),
         }
     }
 
     fn tell(&self, message: Tell) -> Result<(), Error> {
         link::tell(self.worker, &message).map_err(socket("worker"))
+    }
+}
+
+impl Drop for Server<'_> {
+    fn drop(&mut self) {
+        // The guest is not to wait for what does not come. If it cannot be notified it has a timeout.
+        let _ = self.guest.abandon(&self.shared);
     }
 }
 

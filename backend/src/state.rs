@@ -7,11 +7,13 @@ use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{lchown, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{
+    fchown, lchown, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt,
+};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{flock, FlockOperation, OFlags};
+use rustix::fs::{fallocate, flock, statvfs, FallocateFlags, FlockOperation, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
@@ -19,6 +21,9 @@ use crate::swtpm::Version;
 
 /// How long the lock of all state directories, which is held for milliseconds, is waited for.
 const ALL_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How much a state may grow by one command.
+const RESERVE: u64 = 16 << 10;
 
 /// Why a vTPM's state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -233,6 +238,17 @@ fn lock_file(path: &Path, how: FlockOperation) -> io::Result<File> {
     Ok(file)
 }
 
+/// How much room there is where a state is, in words.
+pub fn free_space(path: &Path) -> String {
+    match statvfs(path) {
+        Ok(space) => {
+            let free = space.f_bavail.saturating_mul(space.f_frsize) / 1024;
+            format!("{free} kB of space are free")
+        }
+        Err(e) => format!("the free space is not known: {e}"),
+    }
+}
+
 /// Makes a directory with its plain files durable.
 fn sync_all(directory: &Path) -> Result<(), Error> {
     for entry in fs::read_dir(directory).map_err(at(directory))? {
@@ -319,6 +335,33 @@ impl State {
             .and_then(|()| fs::rename(&new, &path))
             .and_then(|()| sync_folder(self.parent()));
         made.map_err(at(&path))
+    }
+
+    /// Keeps room for the next write of the state, in the file that swtpm writes before it renames it: it truncates
+    /// it first, and then there is room. swtpm does not write now.
+    pub fn reserve(&self, uid: Option<u32>) -> Result<(), Error> {
+        let path = self.path.join(self.version.temporary_file());
+        let file = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+        {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            file => file.map_err(at(&path))?,
+        };
+        let state = self.path.join(self.version.state_file());
+        let len = fs::metadata(&state).map_err(at(&state))?.len() + RESERVE;
+        let kept = fallocate(&file, FallocateFlags::empty(), 0, len)
+            .map_err(io::Error::from)
+            .and_then(|()| match uid {
+                Some(uid) => fchown(&file, Some(uid), Some(uid)),
+                None => Ok(()),
+            });
+        kept.map_err(|e| {
+            let _ = fs::remove_file(&path);
+            at(&path)(e)
+        })
     }
 
     /// Makes durable what swtpm has written, and what the directory lists.

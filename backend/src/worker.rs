@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -37,7 +38,7 @@ use crate::record::RunDir;
 use crate::state;
 use crate::status::{self, LastError};
 use crate::storm::Backoff;
-use crate::swtpm::{self, Version};
+use crate::swtpm::{self, GiveUp, Version};
 use crate::sys::shared::{Entry, Shared};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, BusState, Id, NodeError, Paths, RingParams};
@@ -65,6 +66,9 @@ const FAIL_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a guest has to close when the toolstack takes its vTPM away. A guest that is being
 /// destroyed never does.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long a command of a guest that was let go may take: as long as the slowest of commands.
+const LEFT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a running command has when the worker hands over to the next one.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -116,7 +120,7 @@ pub enum Failure {
     #[error("the TPM ended while no worker ran")]
     Gone,
     /// Its state could not be written.
-    #[error("the TPM is in failure mode, as after a write to {0} that failed: {1}")]
+    #[error("the TPM is in failure mode, as after a write that failed to {0}, where {1}")]
     FailureMode(String, String),
     /// Something of the kernel's failed.
     #[error("{0}: {1}")]
@@ -215,6 +219,7 @@ fn create(config: &Config, held: Held, run_dir: &RunDir) -> Result<(), tpm::Erro
         run: run_dir,
         id: Id { domid: 0, devid: 0 },
         probe: &probe,
+        give_up: GiveUp::never(),
     };
     let mut setup = Setup::start(&place, held, &messages)?;
     swtpm::client::wait_readable(&setup, SETUP_TIMEOUT).map_err(io_error)?;
@@ -245,11 +250,13 @@ enum Power {
 #[derive(Debug)]
 struct Worker {
     connection: Option<Connection>,
+    /// A former connection whose command the TPM is still busy with, and until when it is waited for.
+    leaving: Option<(Connection, Instant)>,
     power: Power,
     id: Id,
     paths: Paths,
     own_domid: u16,
-    store: Store,
+    store: Rc<Store>,
     config: Config,
     probe: Probe,
     messages: Messages,
@@ -264,8 +271,6 @@ struct Worker {
     lacks: Vec<String>,
     /// The page of the next connection was served by a former worker or I/O process.
     resumes: bool,
-    /// The data channel owes the response to a former connection's command.
-    owed: bool,
     /// The ring parameters of the last attempt to connect, so that it is not repeated.
     tried: Option<RingParams>,
     /// When the stage ends that ends by time.
@@ -295,6 +300,7 @@ enum Ready {
     Process,
     Link,
     Io,
+    Left,
     Control(control::Source),
 }
 
@@ -317,7 +323,7 @@ impl Worker {
         shared.workers.add(1);
         let messages = Messages::new(run_dir.messages().map_err(io("messages"))?);
         let probe = Probe::get(&config.run_dir);
-        let store = Store::open()?;
+        let store = Rc::new(Store::open()?);
         let own_domid = xenbus::own_domid(&store)?;
         let paths = Paths::new(own_domid, id);
         store.watch(&paths.backend_folder(), "backend")?;
@@ -325,6 +331,7 @@ impl Worker {
 
         Ok(Some(Self {
             connection: None,
+            leaving: None,
             power: Power::Off,
             id,
             paths,
@@ -344,7 +351,6 @@ impl Worker {
             uuid: None,
             policy: Policy::default(),
             resumes: false,
-            owed: false,
             tried: None,
             deadline: None,
             retry_at: None,
@@ -393,6 +399,9 @@ impl Worker {
             watched.push((Ready::Link, connection.link()));
             watched.push((Ready::Io, connection.process()));
         }
+        if let Some((connection, _)) = &self.leaving {
+            watched.push((Ready::Left, connection.process()));
+        }
         watched.extend(
             self.control
                 .sources()
@@ -424,7 +433,8 @@ impl Worker {
             Power::Setup(_, deadline) => Some(*deadline),
             _ => None,
         };
-        [self.deadline, self.retry_at, setup]
+        let left = self.leaving.as_ref().map(|(_, deadline)| *deadline);
+        [self.deadline, self.retry_at, setup, left]
             .into_iter()
             .flatten()
             .min()
@@ -459,6 +469,10 @@ impl Worker {
                     _ => None,
                 }
             }
+            Ready::Left => {
+                self.leaving = None;
+                self.settle()
+            }
             Ready::Control(source) => {
                 let request = self.control.on_ready(source);
                 self.on_request(request?)
@@ -478,6 +492,13 @@ impl Worker {
                 return self.fail(&tpm::Error::Setup(text).into());
             }
             _ => (),
+        }
+        if self.leaving.as_ref().is_some_and(|(_, at)| *at <= now) {
+            log::warn!("a command of a former connection does not end");
+            self.leaving = None;
+            if let Some(outcome) = self.settle() {
+                return Some(outcome);
+            }
         }
         if self.deadline.is_some_and(|deadline| deadline <= now) {
             self.deadline = None;
@@ -500,12 +521,21 @@ impl Worker {
             Ok(facts) => facts,
             Err(e) => return self.store_failed(&e.into()),
         };
+        if self.held_for_save && facts.online {
+            self.save_given_up();
+        }
         let step = match self.stopping {
             true if self.stage != Stage::Closed && facts.own.is_some() => Step::Close,
             _ => decide(self.stage, facts),
         };
         log::trace!("{:?}, {facts:?}: {step:?}", self.stage);
-        match self.take(facts, step) {
+        let taken = self.take(facts, step).and_then(|outcome| {
+            if outcome.is_none() {
+                self.show_stage(facts)?;
+            }
+            Ok(outcome)
+        });
+        match taken {
             Ok(outcome) => {
                 if self.retry_at.is_none() {
                     self.retry.calm();
@@ -556,18 +586,14 @@ impl Worker {
             Step::Start => return self.start(),
             Step::TakeOver => return self.take_over(facts),
             // InitWait is still to be shown for a while, or the TPM is not up yet.
-            Step::Connect if self.deadline.is_some() || !self.is_up() => (),
-            Step::Connect | Step::Recheck => self.connect(facts)?,
-            // The stage follows what is shown: where that fails, the same step comes again.
-            Step::FollowClosing => {
-                self.show(BusState::Closing)?;
-                self.stage = Stage::Closing;
-            }
+            Step::Connect if self.deadline.is_some() || !self.is_free() => (),
+            Step::Recheck if !self.is_free() => (),
+            Step::Connect | Step::Recheck => self.connect()?,
+            Step::FollowClosing => self.stage = Stage::Closing,
             Step::WaitAgain => {
                 self.disconnect();
                 self.tried = None;
                 self.resumes = false;
-                self.show(BusState::InitWait)?;
                 self.stage = Stage::Waiting;
             }
             Step::Leave => {
@@ -585,6 +611,27 @@ impl Worker {
 
     fn is_up(&self) -> bool {
         matches!(self.power, Power::On(_))
+    }
+
+    /// Whether the TPM can serve a connection.
+    fn is_free(&self) -> bool {
+        self.is_up() && self.leaving.is_none()
+    }
+
+    /// Shows what belongs to the stage, where something else is shown: a step may have been taken when xenstore
+    /// could not be written.
+    fn show_stage(&mut self, facts: Facts) -> Result<(), Failure> {
+        let state = match self.stage {
+            Stage::New | Stage::Leaving => return Ok(()),
+            Stage::Waiting => BusState::InitWait,
+            Stage::Connected => BusState::Connected,
+            Stage::Closing | Stage::Failing => BusState::Closing,
+            Stage::Closed => BusState::Closed,
+        };
+        match facts.own == Some(state) {
+            true => Ok(()),
+            false => self.show(state),
+        }
     }
 
     fn tpm(&mut self) -> Option<&mut Tpm> {
@@ -637,6 +684,7 @@ impl Worker {
         self.store.remove(&self.paths.error())?;
         self.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
+        // Until it is shown, all of this is done again where xenstore fails.
         self.show(BusState::InitWait)?;
         self.stage = Stage::Waiting;
         self.deadline = Some(Instant::now() + INIT_WAIT);
@@ -660,19 +708,26 @@ impl Worker {
         }
     }
 
-    fn place<'a>(config: &'a Config, run: &'a RunDir, id: Id, probe: &'a Probe) -> Place<'a> {
-        Place {
-            config,
-            run,
-            id,
-            probe,
-        }
+    /// swtpm is waited for as long as the toolstack wants the vTPM to be there.
+    fn give_up(&self) -> GiveUp {
+        let (store, online) = (Rc::clone(&self.store), self.paths.backend("online"));
+        GiveUp::when(move || {
+            let online = store.read(&online);
+            online.is_ok_and(|online| online.as_deref() != Some("1"))
+        })
     }
 
     /// Starts swtpm, or swtpm_setup first.
     fn switch_on(&mut self, held: Held) -> Result<(), Failure> {
         let vm = self.vm();
-        let place = Self::place(&self.config, &self.run_dir, self.id, &self.probe);
+        let give_up = self.give_up();
+        let place = Place {
+            config: &self.config,
+            run: &self.run_dir,
+            id: self.id,
+            probe: &self.probe,
+            give_up,
+        };
         let path = held.state.path.display().to_string();
         let version = held.state.version;
         if !held.state.exists {
@@ -733,7 +788,13 @@ impl Worker {
 
         let uuid = self.identify()?;
         let guest = matches!(facts.frontend, Some(Initialised | Connected | Closing));
-        let place = Self::place(&self.config, &self.run_dir, self.id, &self.probe);
+        let place = Place {
+            config: &self.config,
+            run: &self.run_dir,
+            id: self.id,
+            probe: &self.probe,
+            give_up: self.give_up(),
+        };
         match Tpm::adopt(&place, &uuid, &self.shared) {
             Ok(Some(tpm)) => {
                 log::info!("goes on with swtpm {}", tpm.pid());
@@ -797,15 +858,9 @@ impl Worker {
     }
 
     /// Connects to what the guest has published, unless that was tried already.
-    fn connect(&mut self, facts: Facts) -> Result<(), Failure> {
+    fn connect(&mut self) -> Result<(), Failure> {
         let params = match RingParams::read(&self.store, &self.paths) {
-            Ok(params) if self.tried == Some(params) => {
-                return match self.connection {
-                    // What could not be shown.
-                    Some(_) if facts.own != Some(BusState::Connected) => self.show_connected(),
-                    _ => Ok(()),
-                };
-            }
+            Ok(params) if self.tried == Some(params) => return Ok(()),
             Ok(params) => params,
             Err(e @ NodeError::Xen(_)) => return Err(e.into()),
             Err(e) if self.stage == Stage::Waiting || self.resumes => {
@@ -831,20 +886,15 @@ impl Worker {
                 log::info!("connected, grant {}, port {}", params.ring_ref, params.port);
                 self.shared.connections.add(1);
                 self.stage = Stage::Connected;
-                self.show_connected()
+                self.failed_in_this_life = false;
+                self.remove_error();
+                Ok(())
             }
             Err(failure) => {
                 self.refuse(&failure);
                 Ok(())
             }
         }
-    }
-
-    /// Whatever went wrong before, this guest has a TPM.
-    fn show_connected(&mut self) -> Result<(), Failure> {
-        self.store.remove(&self.paths.error())?;
-        self.failed_in_this_life = false;
-        self.show(BusState::Connected)
     }
 
     fn open(&mut self, params: RingParams) -> Result<(), Failure> {
@@ -858,13 +908,10 @@ impl Worker {
             tpm,
             shared: &self.shared,
             localities: self.policy.localities,
-            owed: self.owed,
             resumed: self.resumes,
             messages: self.messages.file(),
         };
         let (connection, lacks) = Connection::open(&opening).map_err(Failure::Connection)?;
-        // The first thing that it does is to receive what is owed.
-        self.owed = false;
         self.resumes = false;
         for lack in lacks {
             if !self.lacks.contains(&lack) {
@@ -917,13 +964,7 @@ impl Worker {
             Some(tpm) => tpm.state_path().to_owned(),
             None => self.config.state_dir.clone(),
         };
-        let space = match rustix::fs::statvfs(&path) {
-            Ok(space) => format!(
-                "{} kB are free there",
-                space.f_bavail * space.f_frsize / 1024
-            ),
-            Err(e) => e.to_string(),
-        };
+        let space = state::free_space(&path);
         Failure::FailureMode(path.display().to_string(), space)
     }
 
@@ -934,15 +975,35 @@ impl Worker {
         let reason = reason.unwrap_or(how);
         log::warn!("I/O process: {reason}");
         self.last_error = Some(LastError::now(reason));
-        self.owed = self.is_owed();
         self.resumes = true;
         self.tried = None;
-        None
+        match connection::is_under_way(&self.shared) {
+            true => self.new_data_channel(),
+            false => None,
+        }
     }
 
-    /// Whether a response is on its way to a connection that is no more.
-    fn is_owed(&self) -> bool {
-        self.owed || matches!(self.shared.entry(), Entry::Command(_) | Entry::Undoing)
+    /// A connection that was let go has ended. If the TPM was not through with its command, nobody receives the
+    /// response.
+    fn settle(&mut self) -> Option<Outcome> {
+        if !connection::is_under_way(&self.shared) {
+            return None;
+        }
+        let failed = self.new_data_channel();
+        self.shared.note(Entry::Free);
+        failed
+    }
+
+    /// swtpm has, or may have, a response for a process that is no more.
+    fn new_data_channel(&mut self) -> Option<Outcome> {
+        let give_up = self.give_up();
+        let Power::On(tpm) = &mut self.power else {
+            return None;
+        };
+        match tpm.reconnect(&self.run_dir, swtpm::client::TIMEOUT, give_up) {
+            Ok(()) => None,
+            Err(e) => self.fail(&e.into()),
+        }
     }
 
     /// A request of the manager's.

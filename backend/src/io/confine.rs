@@ -7,7 +7,7 @@ use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, S
 use rustix::process::{setrlimit, Resource, Rlimit};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-use crate::sys::user_and_group;
+use crate::sys::{drop_bounding_set, user_and_group};
 
 /// `IOCTL_EVTCHN_NOTIFY` of the kernel's include/uapi/xen/evtchn.h.
 const EVTCHN_NOTIFY: u64 = 0x0004_4504;
@@ -53,6 +53,7 @@ pub(super) fn confine(uid: Option<u32>) -> Result<String, String> {
     setrlimit(Resource::Core, none).map_err(|e| format!("limits: {e}"))?;
     if let Some(uid) = uid {
         setrlimit(Resource::Nproc, none).map_err(|e| format!("limits: {e}"))?;
+        drop_bounding_set().map_err(|e| format!("bounding set: {e}"))?;
         let (user, group) = user_and_group(uid).ok_or("user -1")?;
         set_thread_groups(&[]).map_err(failed("groups"))?;
         set_thread_res_gid(group, group, group).map_err(failed("group"))?;

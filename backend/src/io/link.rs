@@ -38,8 +38,10 @@ pub enum Tell {
 pub enum Reply {
     /// What was asked for was done, or not.
     Done(bool),
-    /// The process is to end when the running command has.
+    /// The process is to end when the guest has the response to its command.
     Quit,
+    /// The guest is to be let go now, and the process to end when the TPM is through with its command.
+    Leave,
 }
 
 impl Tell {
@@ -90,6 +92,7 @@ pub fn reply(worker: impl AsFd) -> Result<Option<Reply>, Errno> {
             [b'0'] => Ok(Some(Reply::Done(false))),
             [b'1'] => Ok(Some(Reply::Done(true))),
             [b'Q'] => Ok(Some(Reply::Quit)),
+            [b'A'] => Ok(Some(Reply::Leave)),
             _ => Err(Errno::PROTO),
         };
     }
@@ -101,6 +104,7 @@ pub fn send_reply(io: impl AsFd, reply: Reply) -> Result<(), Errno> {
         Reply::Done(false) => b'0',
         Reply::Done(true) => b'1',
         Reply::Quit => b'Q',
+        Reply::Leave => b'A',
     };
     send(io, &[byte], SendFlags::NOSIGNAL | SendFlags::DONTWAIT).map(drop)
 }
@@ -144,7 +148,12 @@ mod tests {
         }
         assert!(matches!(next(&worker).unwrap(), Some(Tell::Failed(text)) if text.len() >= 1000));
         assert_eq!(next(&worker), Err(Errno::AGAIN));
-        for message in [Reply::Done(false), Reply::Done(true), Reply::Quit] {
+        for message in [
+            Reply::Done(false),
+            Reply::Done(true),
+            Reply::Quit,
+            Reply::Leave,
+        ] {
             send_reply(&worker, message).unwrap();
             assert_eq!(reply(&io), Ok(Some(message)));
         }

@@ -3,10 +3,12 @@
 //! The worker's end of an swtpm: one control request or command at a time, each with a timeout. swtpm is not
 //! trusted: what it says is bounded and checked.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags};
@@ -19,9 +21,12 @@ use zeroize::Zeroize;
 
 use super::{undo, Capabilities, Capability, Error, Inbox, Reply, Request, Version};
 
-/// How long a control request may take. swtpm reads it when a running command has ended, and some commands
-/// take long on a slow host.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request or a command of the worker's own may take. swtpm reads a request when a running command
+/// has ended, and some commands take long on a slow host.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How often a wait is asked for its use.
+const ASK_EACH: Duration = Duration::from_millis(100);
 
 /// swtpm has a data channel (TPM_IOERROR).
 const HAS_ONE: u32 = 0x1f;
@@ -29,13 +34,32 @@ const HAS_ONE: u32 = 0x1f;
 /// How soon a data channel is offered again.
 const DATA_PAUSE: Duration = Duration::from_millis(5);
 
-/// How long one of the worker's own commands may take.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// The longest reply that there is.
 const MAX_REPLY: usize = 16;
 
 const SEND: SendFlags = SendFlags::NOSIGNAL.union(SendFlags::DONTWAIT);
+
+/// Says whether what is waited for is of no use any more. It is asked now and then during each wait.
+#[derive(Clone)]
+pub struct GiveUp(Rc<dyn Fn() -> bool>);
+
+impl GiveUp {
+    /// By this question.
+    pub fn when(question: impl Fn() -> bool + 'static) -> Self {
+        Self(Rc::new(question))
+    }
+
+    /// Never: only timeouts end a wait.
+    pub fn never() -> Self {
+        Self::when(|| false)
+    }
+}
+
+impl fmt::Debug for GiveUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GiveUp")
+    }
+}
 
 /// A connection to an swtpm.
 #[derive(Debug)]
@@ -45,12 +69,19 @@ pub struct Client {
     data: UnixStream,
     capabilities: Capabilities,
     version: Version,
+    timeout: Duration,
+    give_up: GiveUp,
 }
 
 impl Client {
     /// Connects to an swtpm that listens there, and gives it a new data channel. What was under way on a
-    /// former one ends first, and its response is lost.
-    pub fn connect(path: &Path, version: Version) -> Result<Self, Error> {
+    /// former one ends first, and its response is lost. `timeout` is for this and for all that follows.
+    pub fn connect(
+        path: &Path,
+        version: Version,
+        timeout: Duration,
+        give_up: GiveUp,
+    ) -> Result<Self, Error> {
         let control = UnixStream::connect(path).map_err(socket("control"))?;
         let (data, peer) = UnixStream::pair().map_err(socket("data"))?;
         control.set_nonblocking(true).map_err(socket("control"))?;
@@ -59,6 +90,8 @@ impl Client {
             data,
             capabilities: Capabilities::default(),
             version,
+            timeout,
+            give_up,
         };
 
         match client.ask(Request::GetCapability, None)? {
@@ -83,7 +116,7 @@ impl Client {
     /// keeps the descriptor of one that it does not take: so it is then asked without one first.
     fn set_data(&mut self, peer: BorrowedFd<'_>) -> Result<(), Error> {
         const REQUEST: Request = Request::SetDataFd;
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let deadline = Instant::now() + self.timeout;
 
         match self.ask(REQUEST, Some(peer))? {
             Reply::Refused(HAS_ONE) => (),
@@ -91,7 +124,7 @@ impl Client {
             _ => return Ok(()),
         }
         while let Reply::Refused(HAS_ONE) = self.ask(REQUEST, None)? {
-            if Instant::now() >= deadline {
+            if Instant::now() >= deadline || (self.give_up.0)() {
                 return Err(Error::Refused(REQUEST.name(), HAS_ONE));
             }
             std::thread::sleep(DATA_PAUSE);
@@ -142,12 +175,18 @@ impl Client {
         self.done(Request::StoreVolatile, None)
     }
 
-    /// Tells the TPM that it is about to be switched off. `owed` says that the response to a guest's command
-    /// comes first.
-    pub fn shut_down_tpm(&mut self, owed: bool) -> Result<(), Error> {
-        if owed {
-            self.receive("a guest's last command")?.wipe();
-        }
+    /// How long what follows may take.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// What ends the waits that follow before their timeouts.
+    pub fn set_give_up(&mut self, give_up: GiveUp) {
+        self.give_up = give_up;
+    }
+
+    /// Tells the TPM that it is about to be switched off.
+    pub fn shut_down_tpm(&mut self) -> Result<(), Error> {
         match self.version.shutdown() {
             Some(packet) => self.own("TPM2_Shutdown", &packet),
             None => Ok(()),
@@ -157,6 +196,13 @@ impl Client {
     /// Asks the process to end.
     pub fn shut_down(&mut self) -> Result<(), Error> {
         self.done(Request::Shutdown, None)
+    }
+
+    /// Ends the connection, so that another can be made.
+    pub fn close(&mut self) {
+        // What is gone already is as good. The I/O process may have a copy of the data channel.
+        let _ = self.data.shutdown(std::net::Shutdown::Both);
+        let _ = self.control.shutdown(std::net::Shutdown::Both);
     }
 
     /// The data channel, for the I/O process.
@@ -183,10 +229,10 @@ impl Client {
     }
 
     fn receive(&self, name: &'static str) -> Result<Inbox, Error> {
-        let deadline = Instant::now() + COMMAND_TIMEOUT;
+        let deadline = Instant::now() + self.timeout;
         let mut response = Inbox::new();
         loop {
-            wait_until(&self.data, deadline, name, COMMAND_TIMEOUT)?;
+            self.wait_until(&self.data, deadline, name)?;
             let whole = response.fill(&self.data);
             if whole.map_err(|e| Error::Garbage("data", e))? {
                 return Ok(response);
@@ -202,7 +248,7 @@ impl Client {
     }
 
     fn ask(&mut self, request: Request, fd: Option<BorrowedFd<'_>>) -> Result<Reply, Error> {
-        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let deadline = Instant::now() + self.timeout;
         self.send(&request.encode(), fd)?;
         let (mut bytes, mut len) = ([0; MAX_REPLY], 0);
         loop {
@@ -212,12 +258,34 @@ impl Client {
                     false => Err(Error::Garbage("control", format!("{:02x?}", &bytes[..len]))),
                 };
             }
-            wait_until(&self.control, deadline, request.name(), REQUEST_TIMEOUT)?;
+            self.wait_until(&self.control, deadline, request.name())?;
             match recv(&self.control, &mut bytes[len..], RecvFlags::DONTWAIT) {
                 Ok(0) | Err(Errno::CONNRESET) => return Err(Error::Closed("control")),
                 Ok(n) => len += n,
                 Err(Errno::AGAIN | Errno::INTR) => (),
                 Err(e) => return Err(socket("control")(e.into())),
+            }
+        }
+    }
+
+    /// Waits until something is readable.
+    fn wait_until(
+        &self,
+        fd: impl AsFd,
+        deadline: Instant,
+        name: &'static str,
+    ) -> Result<(), Error> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let failed = |e| Error::Socket("poll", e);
+            if wait_readable(&fd, left.min(ASK_EACH)).map_err(failed)? {
+                return Ok(());
+            }
+            if left.is_zero() {
+                return Err(Error::Slow(name, self.timeout.as_secs()));
+            }
+            if (self.give_up.0)() {
+                return Err(Error::GivenUp(name));
             }
         }
     }
@@ -252,21 +320,6 @@ fn getrandom(bytes: &mut [u8]) -> io::Result<()> {
         len += rustix::rand::getrandom(&mut bytes[len..], rustix::rand::GetRandomFlags::empty())?;
     }
     Ok(())
-}
-
-/// Waits until something is readable.
-fn wait_until(
-    fd: impl AsFd,
-    deadline: Instant,
-    name: &'static str,
-    timeout: Duration,
-) -> Result<(), Error> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    match wait_readable(fd, left) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::Slow(name, timeout.as_secs())),
-        Err(e) => Err(Error::Socket("poll", e)),
-    }
 }
 
 /// Waits until something is readable, for so long at most: whether it is.

@@ -14,7 +14,7 @@ mod version;
 
 use std::io;
 
-pub use client::Client;
+pub use client::{Client, GiveUp};
 pub use control::{Capabilities, Capability, Reply, Request};
 pub use inbox::Inbox;
 pub use process::{Exit, Process};
@@ -41,6 +41,9 @@ pub enum Error {
     /// It did not do it in time.
     #[error("swtpm did not respond to {0} within {1} s")]
     Slow(&'static str, u64),
+    /// It was not waited for any longer.
+    #[error("swtpm did not respond to {0} until the vTPM was taken away")]
+    GivenUp(&'static str),
     /// A command of the daemon's own failed.
     #[error("{0} failed: {1:#x}")]
     Command(&'static str, u32),

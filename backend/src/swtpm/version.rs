@@ -28,6 +28,14 @@ impl Version {
         }
     }
 
+    /// The file that swtpm writes, to rename it to [`state_file`](Self::state_file).
+    pub fn temporary_file(self) -> &'static str {
+        match self {
+            Self::Tpm12 => "TMP-00.permall",
+            Self::Tpm2 => "TMP2-00.permall",
+        }
+    }
+
     /// The file that swtpm keeps in what goes with the power, for a TPM that is to go on later.
     pub fn volatile_file(self) -> &'static str {
         match self {

@@ -53,3 +53,19 @@ pub fn spawn_with(command: &mut Command, fds: &[BorrowedFd<'_>]) -> io::Result<C
     unsafe { command.pre_exec(keep) };
     command.spawn()
 }
+
+/// Gives up all capabilities that a program to come could gain.
+pub fn drop_bounding_set() -> io::Result<()> {
+    for capability in 0..64 {
+        // SAFETY: This changes an attribute of the thread, and takes no pointer.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
+            let error = io::Error::last_os_error();
+            // The first number that is none.
+            return match error.raw_os_error() {
+                Some(libc::EINVAL) if capability > 0 => Ok(()),
+                _ => Err(error),
+            };
+        }
+    }
+    Ok(())
+}

@@ -28,8 +28,8 @@ pub enum Entry {
     Free,
     /// A guest's command with this code, from before it is sent until its response is in the page.
     Command(u32),
-    /// The undoing of a guest's command. The guest has no part in it any more.
-    Undoing,
+    /// A guest's command, or its undoing, that the guest has no part in any more.
+    Left,
 }
 
 /// A number that one process changes and others read.
@@ -93,7 +93,7 @@ impl Layout {
             Entry::Starting => 0,
             Entry::Free => 1,
             Entry::Command(code) => 2 | (u64::from(code) << 32),
-            Entry::Undoing => 3,
+            Entry::Left => 3,
         };
         self.journal.store(value, Ordering::Release);
     }
@@ -104,7 +104,7 @@ impl Layout {
         match value as u32 {
             0 => Entry::Starting,
             1 => Entry::Free,
-            3 => Entry::Undoing,
+            3 => Entry::Left,
             _ => Entry::Command((value >> 32) as u32),
         }
     }
@@ -232,7 +232,7 @@ mod tests {
 
         for entry in [
             Entry::Command(0x17b),
-            Entry::Undoing,
+            Entry::Left,
             Entry::Free,
             Entry::Starting,
             Entry::Command(u32::MAX),

@@ -33,7 +33,6 @@ pub(super) struct Opening<'a> {
     pub(super) tpm: &'a Tpm,
     pub(super) shared: &'a Shared,
     pub(super) localities: u8,
-    pub(super) owed: bool,
     pub(super) resumed: bool,
     pub(super) messages: &'a File,
 }
@@ -96,17 +95,14 @@ impl Connection {
             .args(["--worker", &peer.as_raw_fd().to_string()])
             .args(["--data", &tpm.data().as_raw_fd().to_string()])
             .args(["--shared", &opening.shared.as_fd().as_raw_fd().to_string()])
+            .args(["--changes", &tpm.changes().as_raw_fd().to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(opening.messages.try_clone()?);
         if let Some(uid) = tpm.uid() {
             command.args(["--uid", &uid.to_string()]);
         }
-        if let Some(changes) = tpm.changes() {
-            command.args(["--changes", &changes.as_raw_fd().to_string()]);
-        }
         for (is, option) in [
-            (opening.owed, "--owed"),
             (opening.resumed, "--resumed"),
             (
                 opening.config.sandbox == Sandbox::Required,
@@ -117,8 +113,8 @@ impl Connection {
                 command.arg(option);
             }
         }
-        let fixed = [peer.as_fd(), tpm.data(), opening.shared.as_fd()];
-        let inherited: Vec<_> = fixed.into_iter().chain(tpm.changes()).collect();
+        let shared = opening.shared.as_fd();
+        let inherited = [peer.as_fd(), tpm.data(), shared, tpm.changes()];
         Ok(Self {
             link,
             process: Process::spawn(&mut command, &inherited)?,
@@ -143,12 +139,18 @@ impl Connection {
         let _ = link::send_reply(&self.link, Reply::Done(done));
     }
 
-    /// Has it end when its command has, and waits for that.
-    pub(super) fn end(mut self, shared: &Shared, timeout: Duration) {
-        if matches!(shared.entry(), Entry::Command(_) | Entry::Undoing) {
+    /// Has it end when the guest has its response, and waits for that.
+    pub(super) fn finish(mut self, shared: &Shared, timeout: Duration) {
+        if is_under_way(shared) {
             let _ = link::send_reply(&self.link, Reply::Quit);
             let _ = self.process.wait(timeout);
         }
+    }
+
+    /// Lets the guest go. If the TPM is busy with its command, the process lives on until that has ended.
+    pub(super) fn leave(self, shared: &Shared) -> Option<Self> {
+        let told = is_under_way(shared) && link::send_reply(&self.link, Reply::Leave).is_ok();
+        told.then_some(self)
     }
 
     /// Ends it; says how it ended if it had already.
@@ -172,6 +174,11 @@ impl Connection {
     pub(super) fn pid(&self) -> u32 {
         self.process.id()
     }
+}
+
+/// Whether the I/O process waits for a response.
+pub(super) fn is_under_way(shared: &Shared) -> bool {
+    matches!(shared.entry(), Entry::Command(_) | Entry::Left)
 }
 
 impl Drop for Connection {

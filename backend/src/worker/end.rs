@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Failure, Outcome, Power, Worker, FAIL_TIMEOUT, HANDOVER_TIMEOUT};
+use super::{Failure, Outcome, Power, Worker, FAIL_TIMEOUT, HANDOVER_TIMEOUT, LEFT_TIMEOUT};
 use crate::config::OnDeath;
 use crate::events::Event;
 use crate::lifecycle::Stage;
@@ -19,9 +19,6 @@ const CLOSED_SHOWN: Duration = Duration::from_secs(1);
 
 /// How soon storing the volatile state is tried again, where it could not be.
 const SAVE_AGAIN: Duration = Duration::from_secs(2);
-
-/// How long a command has whose guest is let go.
-const DISCONNECT_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// So many deaths in a row, and a TPM is not started again.
 const MAX_REVIVALS: u32 = 5;
@@ -114,7 +111,7 @@ impl Worker {
             Power::Setup(mut setup, _) => setup.kill(),
             Power::On(tpm) => tpm.kill(&self.run_dir),
         }
-        self.owed = false;
+        self.leaving = None;
         if connected {
             self.stage = Stage::Failing;
             self.deadline = Some(Instant::now() + FAIL_TIMEOUT);
@@ -168,10 +165,22 @@ impl Worker {
     /// Lets the guest go; its command, if one is under way, is abandoned.
     pub(super) fn disconnect(&mut self) {
         if let Some(connection) = self.connection.take() {
-            connection.end(&self.shared, DISCONNECT_TIMEOUT);
-            self.owed = self.is_owed();
             log::info!("disconnected");
+            let left = connection.leave(&self.shared);
+            self.leaving = left.map(|left| (left, Instant::now() + LEFT_TIMEOUT));
         }
+    }
+
+    /// The toolstack, which could not save the guest, has the vTPM stay.
+    pub(super) fn save_given_up(&mut self) {
+        log::info!("the guest goes on, and was not saved");
+        self.held_for_save = false;
+        self.failed_in_this_life = false;
+        self.deadline = None;
+        self.stage = match self.connection {
+            Some(_) => Stage::Connected,
+            None => Stage::Closing,
+        };
     }
 
     /// Ends the TPM and shows Closed: after the volatile state is stored, if the guest is being saved. If that
@@ -244,6 +253,8 @@ impl Worker {
 
     fn end_tpm(&mut self) {
         self.disconnect();
+        // Whoever waits for a response still is waited for no longer.
+        self.leaving = None;
         let entry = self.shared.entry();
         match std::mem::replace(&mut self.power, Power::Off) {
             Power::Off => (),
@@ -254,7 +265,6 @@ impl Worker {
                 }
             }
         }
-        self.owed = false;
     }
 
     /// There is nothing in xenstore any more.
@@ -301,7 +311,7 @@ impl Worker {
     }
 
     /// Removes the error node with the directories above it that are this vTPM's.
-    fn remove_error(&self) {
+    pub(super) fn remove_error(&self) {
         let [own, guests] = self.paths.error_folders();
         let removed = self
             .store
@@ -315,7 +325,7 @@ impl Worker {
     /// Leaves the TPM to the next worker. A running command ends first.
     pub(super) fn hand_over(&mut self) -> Outcome {
         if let Some(connection) = self.connection.take() {
-            connection.end(&self.shared, HANDOVER_TIMEOUT);
+            connection.finish(&self.shared, HANDOVER_TIMEOUT);
         }
         log::info!("ends, for the next worker to go on");
         Outcome::HandOver

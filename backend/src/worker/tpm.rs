@@ -19,14 +19,19 @@ use crate::launch::{self, Launch, Program};
 use crate::probe::Probe;
 use crate::record::{Record, RunDir};
 use crate::state::{self, Lock, State};
-use crate::swtpm::{self, Client, Process, Version};
+use crate::swtpm::{self, client, Client, GiveUp, Process, Version};
 use crate::sys::shared::{Entry, Shared};
 use crate::xenbus::Id;
 
 use super::messages::Messages;
 
-/// How long swtpm has to end after CMD_SHUTDOWN and after SIGTERM, and the kernel after SIGKILL.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the kernel has to end a process after SIGKILL.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the TPM has for TPM2_Shutdown, with what is under way before it, and how long swtpm has to end after
+/// CMD_SHUTDOWN and after SIGTERM. libxl waits ten seconds for all of it.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(4);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why there is no TPM.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +51,9 @@ pub enum Error {
     /// The key is not what it should be.
     #[error(transparent)]
     Key(#[from] key::Error),
+    /// The volatile state was not stored.
+    #[error("storing the volatile state in {0}, where {1}: {2}")]
+    Store(String, String, #[source] swtpm::Error),
     /// A process, or what it needs, could not be made.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),
@@ -69,6 +77,8 @@ pub struct Place<'a> {
     pub id: Id,
     /// What this host has.
     pub probe: &'a Probe,
+    /// What ends waits for swtpm.
+    pub give_up: GiveUp,
 }
 
 /// The right to a state, and what it is.
@@ -168,7 +178,7 @@ impl Setup {
 
     /// Ends it. What it made is made anew by the next one.
     pub fn kill(&mut self) {
-        if let Err(e) = self.process.kill(END_TIMEOUT) {
+        if let Err(e) = self.process.kill(KILL_TIMEOUT) {
             log::warn!("swtpm_setup {}: {e}", self.process.id());
         }
     }
@@ -196,8 +206,8 @@ pub struct Tpm {
     process: Process,
     client: Client,
     held: Held,
-    /// Files of the state that were changed, where swtpm does not make them durable itself.
-    changes: Option<OwnedFd>,
+    /// Readable when files of the state have changed.
+    changes: OwnedFd,
     uid: Option<u32>,
     /// Whether it went on with the volatile state of a guest that was saved.
     pub resumed: bool,
@@ -244,18 +254,20 @@ impl Tpm {
         drop(listener);
 
         let version = state.version;
-        let up = Client::connect(&path, version).and_then(|mut client| {
-            client.start(resumed)?;
-            if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
-                client.close_platform()?;
-            }
-            Ok(client)
-        });
+        let up = Client::connect(&path, version, client::TIMEOUT, place.give_up.clone()).and_then(
+            |mut client| {
+                client.start(resumed)?;
+                if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
+                    client.close_platform()?;
+                }
+                Ok(client)
+            },
+        );
         let client = match up {
             Ok(client) => client,
             Err(e) => {
                 let ended = process.wait(Duration::from_millis(200));
-                let _ = process.kill(END_TIMEOUT);
+                let _ = process.kill(KILL_TIMEOUT);
                 Record::remove(place.run);
                 return Err(match ended {
                     Ok(Some(exit)) => Error::Ended(reason(messages, &exit.to_string())),
@@ -263,15 +275,15 @@ impl Tpm {
                 });
             }
         };
-        let mut tpm = Self {
+        let tpm = Self {
             process,
             client,
-            changes: None,
+            changes: watch_changes(&held.state.path)?,
             held,
             uid,
             resumed,
         };
-        tpm.watch_changes(place.probe)?;
+        tpm.reserve();
         shared.note(Entry::Free);
         shared.starts.add(1);
         shared.restores.add(u64::from(resumed));
@@ -300,15 +312,16 @@ impl Tpm {
                 place.id,
                 process.id()
             );
-            let _ = process.kill(END_TIMEOUT);
+            let _ = process.kill(KILL_TIMEOUT);
             Record::remove(place.run);
             return Ok(None);
         }
-        let client = Client::connect(&place.run.swtpm_socket(), version)?;
-        let mut tpm = Self {
+        let socket = place.run.swtpm_socket();
+        let client = Client::connect(&socket, version, client::TIMEOUT, place.give_up.clone())?;
+        let tpm = Self {
             process,
             client,
-            changes: None,
+            changes: watch_changes(&record.state)?,
             held: Held {
                 state: State {
                     uuid: uuid.clone(),
@@ -321,49 +334,62 @@ impl Tpm {
             uid: place.config.first_uid.map(|_| record.uid),
             resumed: false,
         };
-        tpm.watch_changes(place.probe)?;
         // What a former worker was told of and could not make durable any more.
         tpm.held.state.sync()?;
+        tpm.reserve();
         Ok(Some(tpm))
     }
 
-    fn watch_changes(&mut self, probe: &Probe) -> Result<(), Error> {
-        if probe.fsync {
-            return Ok(());
-        }
-        let failed = |e: rustix::io::Errno| Error::Io("inotify", e.into());
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-            .map_err(failed)?;
-        // swtpm writes another file and renames it.
-        let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
-        inotify::add_watch(&fd, &self.held.state.path, what).map_err(failed)?;
-        self.changes = Some(fd);
+    /// Gives swtpm a new data channel. What is under way ends first, and its response is lost with the old one.
+    pub fn reconnect(
+        &mut self,
+        run: &RunDir,
+        timeout: Duration,
+        give_up: GiveUp,
+    ) -> Result<(), Error> {
+        // swtpm takes one client at a time: the old connection goes before the new one is made.
+        let version = self.version();
+        self.client.close();
+        self.client = Client::connect(&run.swtpm_socket(), version, timeout, give_up)?;
+        self.client.set_timeout(client::TIMEOUT);
         Ok(())
+    }
+
+    /// Keeps room for the next write of the state: without it, a full file system would be the end of this TPM.
+    fn reserve(&self) {
+        if let Err(e) = self.held.state.reserve(self.uid) {
+            log::warn!("no room is kept for the next write of the state: {e}");
+        }
     }
 
     /// Makes durable what has changed until now.
     pub fn sync(&self) -> Result<(), Error> {
-        if let Some(changes) = &self.changes {
-            // Emptied before: what changes later is told again.
-            let mut bytes = [0; 4096];
-            while let Ok(n) = rustix::io::read(changes, &mut bytes) {
-                if n < bytes.len() / 2 {
-                    break;
-                }
+        // Emptied before: what changes later is told again.
+        let mut bytes = [0; 4096];
+        while let Ok(n) = rustix::io::read(&self.changes, &mut bytes) {
+            if n < bytes.len() / 2 {
+                break;
             }
         }
-        Ok(self.held.state.sync()?)
+        self.held.state.sync()?;
+        self.reserve();
+        Ok(())
     }
 
     /// Stores the volatile state for the next start of this guest, durably.
     pub fn save(&mut self, vm: Option<&str>) -> Result<(), Error> {
-        self.client.store_volatile()?;
+        // The toolstack takes the vTPM away: that is no reason to stop now.
+        self.client.set_give_up(GiveUp::never());
+        self.client.store_volatile().map_err(|e| {
+            let path = &self.held.state.path;
+            Error::Store(path.display().to_string(), state::free_space(path), e)
+        })?;
         Ok(self.held.state.mark_saved(vm)?)
     }
 
     /// Ends the process after [`save`](Self::save): nothing of it is written any more.
     pub fn end_saved(mut self, run: &RunDir) {
-        if let Err(e) = self.process.kill(END_TIMEOUT) {
+        if let Err(e) = self.process.kill(KILL_TIMEOUT) {
             log::warn!("swtpm {}: {e}", self.process.id());
         }
         Record::remove(run);
@@ -372,10 +398,18 @@ impl Tpm {
     /// Ends it in good order: the TPM is told, then the process. `entry` says what was under way.
     pub fn end(mut self, entry: Entry, run: &RunDir) -> Result<(), Error> {
         let id = self.process.id();
-        let owed = matches!(entry, Entry::Command(_) | Entry::Undoing);
-        if let Err(e) = self.client.shut_down_tpm(owed) {
-            log::warn!("swtpm {id}: {e}");
+        let told = match entry {
+            Entry::Command(_) | Entry::Left => {
+                self.reconnect(run, SHUTDOWN_TIMEOUT, GiveUp::never())
+            }
+            Entry::Starting | Entry::Free => Ok(()),
+        };
+        self.client.set_timeout(SHUTDOWN_TIMEOUT);
+        self.client.set_give_up(GiveUp::never());
+        if let Err(e) = told.and_then(|()| Ok(self.client.shut_down_tpm()?)) {
+            log::warn!("swtpm {id}: {e}: its TPM is switched off as by a loss of power");
         }
+        self.client.set_timeout(END_TIMEOUT);
         if let Err(e) = self.client.shut_down() {
             log::debug!("swtpm {id}: {e}");
             let _ = self.process.signal(Signal::Term);
@@ -388,7 +422,7 @@ impl Tpm {
                 .and_then(|()| process.wait(END_TIMEOUT)),
         });
         let ended = match ended.map_err(io_error("swtpm"))? {
-            None => process.kill(END_TIMEOUT).map_err(io_error("swtpm"))?,
+            None => process.kill(KILL_TIMEOUT).map_err(io_error("swtpm"))?,
             ended => ended,
         };
         if ended.is_none() {
@@ -408,7 +442,7 @@ impl Tpm {
 
     /// Ends the process of a TPM that is of no use any more.
     pub fn kill(mut self, run: &RunDir) {
-        if let Err(e) = self.process.kill(END_TIMEOUT) {
+        if let Err(e) = self.process.kill(KILL_TIMEOUT) {
             log::warn!("swtpm {}: {e}", self.process.id());
         }
         Record::remove(run);
@@ -424,9 +458,9 @@ impl Tpm {
         self.client.data()
     }
 
-    /// Readable when files of the state have changed; `None` where swtpm makes them durable itself.
-    pub fn changes(&self) -> Option<BorrowedFd<'_>> {
-        self.changes.as_ref().map(AsFd::as_fd)
+    /// Readable when files of the state have changed.
+    pub fn changes(&self) -> BorrowedFd<'_> {
+        self.changes.as_fd()
     }
 
     /// Which TPM it is.
@@ -455,6 +489,17 @@ impl AsFd for Tpm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.process.as_fd()
     }
+}
+
+/// Readable when files in this directory have changed.
+fn watch_changes(path: &Path) -> Result<OwnedFd, Error> {
+    let failed = |e: rustix::io::Errno| Error::Io("inotify", e.into());
+    let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+    let fd = inotify::init(flags).map_err(failed)?;
+    // swtpm writes another file and renames it.
+    let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
+    inotify::add_watch(&fd, path, what).map_err(failed)?;
+    Ok(fd)
 }
 
 /// Listens where swtpm is to: the worker's own, so that a later worker finds it.

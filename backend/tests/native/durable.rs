@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::guest::{Guest, Outcome};
 use crate::host::{wait_for, Host, LIMIT};
+use crate::hypervisor::Reason;
 use crate::neighbours::Slow;
 use crate::toolstack::uuid;
 use crate::tpm::{code, increment, nv_define, nv_write, GET_RANDOM};
@@ -69,7 +70,33 @@ fn a_broken_state_is_refused_and_kept() {
     }
 }
 
-/// Case C3: the state's file system is full. What is done to a TPM 2.0 whose state cannot be written.
+/// Where room is kept for the next write of the state.
+fn kept(host: &Host) -> std::path::PathBuf {
+    host.state_dir().join(uuid(7)).join("TMP2-00.permall")
+}
+
+/// Case C3: the state's file system is full. The room that is kept is enough for what the guest writes.
+#[test]
+fn a_full_disk_is_not_noticed() {
+    let Some(host) = Host::bare("") else { return };
+    host.mount_small(&host.state_dir(), 600 << 10);
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&nv_define(0x0150_0002, 1_000));
+    guest.define_counter();
+    assert!(fs::metadata(kept(&host)).unwrap().len() > 4_000);
+    // As much as there is room for.
+    let _ = fs::write(host.state_dir().join("filler"), vec![1; 1 << 20]);
+    for _ in 0..5 {
+        guest.done(&nv_write(0x0150_0002, &[2; 1_000]));
+        guest.done(&increment());
+    }
+    let counted = guest.counter();
+    host.shut_down(guest, Reason::Poweroff);
+    assert_eq!(host.boot(8, &uuid(7)).counter(), counted);
+}
+
+/// Case C3, without that room. What is done to a TPM 2.0 whose state cannot be written.
 fn fill_the_disk(config: &str) -> Option<(Host, Guest)> {
     let host = Host::bare(config)?;
     host.mount_small(&host.state_dir(), 600 << 10);
@@ -78,7 +105,8 @@ fn fill_the_disk(config: &str) -> Option<(Host, Guest)> {
     let mut neighbour = host.boot(8, &uuid(8));
     guest.done(&nv_define(0x0150_0002, 1_000));
     guest.define_counter();
-    // As much as there is room for.
+    // Somebody has taken the room that is kept for the next write, too.
+    let _ = fs::remove_file(kept(&host));
     let _ = fs::write(host.state_dir().join("filler"), vec![1; 1 << 20]);
     if let Outcome::Response(response) = guest.try_run(&nv_write(0x0150_0002, &[2; 1_000])) {
         assert_ne!(code(&response), 0, "stored, and there is no room");

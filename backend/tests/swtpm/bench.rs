@@ -12,7 +12,7 @@ use xen_vtpmd::config::{Config, Policy, Uuid};
 use xen_vtpmd::probe::Probe;
 use xen_vtpmd::record::{Record, RunDir};
 use xen_vtpmd::state::{self, State};
-use xen_vtpmd::swtpm::Version;
+use xen_vtpmd::swtpm::{GiveUp, Version};
 use xen_vtpmd::sys::shared::{Entry, Shared};
 use xen_vtpmd::worker;
 use xen_vtpmd::worker::messages::Messages;
@@ -142,6 +142,7 @@ impl Bench {
             run,
             id: ID,
             probe,
+            give_up: GiveUp::never(),
         }
     }
 
