@@ -93,6 +93,21 @@ fn can_run() -> bool {
     false
 }
 
+/// The first user of a host's vTPMs: where this root is an ordinary user's, with a namespace of some
+/// 65,536 ids, one of those.
+fn first_uid(host: u32) -> u32 {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
+    let all: u64 = map
+        .lines()
+        .map(|line| line.split_ascii_whitespace().nth(2).unwrap())
+        .map(|count| count.parse::<u64>().unwrap())
+        .sum();
+    match all > 1 << 31 {
+        true => 1_800_000_000 + host * UIDS,
+        false => 20_000 + host % 20 * UIDS,
+    }
+}
+
 /// The program under test: another one if `XEN_VTPMD` says so, such as an old release.
 pub(crate) fn binary() -> PathBuf {
     let other = std::env::var_os("XEN_VTPMD").map(PathBuf::from);
@@ -164,7 +179,7 @@ impl Host {
         hypervisor.grant(0, 1);
         std::mem::forget(hypervisor.port(0, 1));
         let (xenstored, store) = start_xenstored(directory.path(), &environment);
-        let first_uid = 1_800_000_000 + number * UIDS;
+        let first_uid = first_uid(number);
         let host = Self {
             manager: RefCell::new(None),
             xenstored,
