@@ -177,6 +177,24 @@ impl Server {
         })
     }
 
+    /// Listens anew, for another group. The clients stay.
+    pub fn rebind(
+        &mut self,
+        run_dir: &Path,
+        group: Option<u32>,
+        events: &EventLoop,
+    ) -> Result<(), Error> {
+        let path = run_dir.join(SOCKET);
+        let listener = bind(&path, group).map_err(Error::socket(&path))?;
+        let added = events.add(Token::Listener, &listener);
+        added.map_err(Error::socket(&path))?;
+        events.remove(&self.listener);
+        self.listener = listener;
+        self.listening = true;
+        self.listen(events);
+        Ok(())
+    }
+
     /// When [`on_deadline`](Self::on_deadline) wants to be called.
     pub fn deadline(&self) -> Option<Instant> {
         let clients = self.clients.values().filter_map(|client| client.deadline);
@@ -283,7 +301,8 @@ impl Server {
 
     /// Responds to a client that is owed it. It may be gone.
     pub fn respond(&mut self, events: &EventLoop, number: u32, response: &impl Serialize) {
-        let Some(client) = self.clients.get_mut(&number) else {
+        let owed = |client: &&mut Client| client.phase == Phase::Owed;
+        let Some(client) = self.clients.get_mut(&number).filter(owed) else {
             return;
         };
         let sent = line(response).and_then(|bytes| {

@@ -120,7 +120,7 @@ pub fn pair() -> io::Result<(Discovery, Source)> {
 }
 
 impl AsFd for Discovery {
-    /// Readable when [`next`](Discovery::next) has something.
+    /// Readable when [`take`](Discovery::take) has something.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
     }

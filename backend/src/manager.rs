@@ -1100,10 +1100,10 @@ impl Manager {
                     launcher: self.config.launcher.clone(),
                     ..new
                 };
-                match Server::open(&self.config.run_dir, gid, &self.events) {
-                    // The old socket is gone with its name.
-                    Ok(server) => self.server = Some(server),
-                    Err(e) => log::error!("{e}"),
+                if let Some(server) = &mut self.server {
+                    if let Err(e) = server.rebind(&self.config.run_dir, gid, &self.events) {
+                        log::error!("{e}");
+                    }
                 }
                 log::info!("the configuration is read again, for vTPMs that start from now on");
             }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! swtpm: its processes ([`process`]), its control channel ([`client`], [`control`]), and what a backend has
-//! to know of the TPM inside ([`version`], [`undo`]).
+//! swtpm: its processes ([`process`]), its control channel ([`client`], `control`), and what a backend has
+//! to know of the TPM inside (`version`, [`undo`]).
 
 pub mod client;
 mod control;

@@ -493,7 +493,8 @@ impl AsFd for Tpm {
 
 /// Readable when files in this directory have changed.
 fn watch_changes(path: &Path) -> Result<OwnedFd, Error> {
-    let failed = |e: rustix::io::Errno| Error::Io("inotify", e.into());
+    // Its limit is for all of root's workers: the reason names it.
+    let failed = |e: rustix::io::Errno| Error::Io("fs.inotify.max_user_instances", e.into());
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
     let fd = inotify::init(flags).map_err(failed)?;
     // swtpm writes another file and renames it.
