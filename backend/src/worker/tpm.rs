@@ -25,6 +25,10 @@ use crate::xenbus::Id;
 
 use super::messages::Messages;
 
+/// How long swtpm has for each step of its start. The toolstack does not wait for it, and a host that starts many
+/// guests at once is slow.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
 /// How long the kernel has to end a process after SIGKILL.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -254,12 +258,13 @@ impl Tpm {
         drop(listener);
 
         let version = state.version;
-        let up = Client::connect(&path, version, client::TIMEOUT, place.give_up.clone()).and_then(
+        let up = Client::connect(&path, version, START_TIMEOUT, place.give_up.clone()).and_then(
             |mut client| {
                 client.start(resumed)?;
                 if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
                     client.close_platform()?;
                 }
+                client.set_timeout(client::TIMEOUT);
                 Ok(client)
             },
         );
