@@ -208,6 +208,14 @@ def driver(name, *tables, unused=()):
         )
 
     text = rust_use.rewrite(source(name, "xen_tpmfront", *tables), path)
+    # Paths outside of `use` statements.
+    text = substituted(
+        text,
+        (
+            (rf"\bcrate::protocol::({'|'.join(OF_ANY_TPM)})::", r"kernel::tpm::\1::"),
+            (r"\bcrate::(xen|tpm)::", r"kernel::\1::"),
+        ),
+    )
     return (
         re.sub(rf"(?m)^pub mod ({'|'.join(OF_ANY_TPM)});\n", "", text)
         if name == "src/protocol/mod.rs"
@@ -301,8 +309,12 @@ def trace():
         "They are reached through C helpers.",
     )
     at = text.index("\nfn raw(")
-    return read("src/xen_sys/trace.h").replace("src/protocol/", "protocol/"), header, c, \
-        f"{text[:at]}\n// What `trace.c` has.\nunsafe extern \"C\" {{\n{rust}}}\n{text[at:]}"
+    return (
+        read("src/xen_sys/trace.h").replace("src/protocol/", "protocol/"),
+        header,
+        c,
+        f"{text[:at]}\n// What `trace.c` has. Pointers are only handed on; C knows what a device is.\n#[allow(improper_ctypes)]\nunsafe extern \"C\" {{\n{rust}}}\n{text[at:]}",
+    )
 
 
 def wrapped(prototypes):
