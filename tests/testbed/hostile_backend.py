@@ -27,7 +27,7 @@ PROBE, UNBIND, REST = 30, 10, 5
 # A command behind one that timed out has no more than this.
 SHORT = 15
 # How often the driver connects to a backend that ends each connection at once, in this time (s).
-RECONNECTS, SPELL = 12, 15
+RECONNECTS, SPELL = 20, 15
 # So many lines that does to the kernel's log at most: ten at once, and one a second.
 LINES = 10 + SPELL + 5
 # A TPM 1.2's PCRs.
