@@ -24,8 +24,8 @@ use crate::counters::SAMPLE;
 use crate::exchange::{Delivery, Exchange, Look};
 use crate::storm::Storm;
 use crate::swtpm::{undo, Inbox, Version};
-use crate::sys::inherited;
 use crate::sys::shared::{Entry, Shared};
+use crate::sys::{inherited, release_memory};
 use crate::xen::{self, EventChannel, GrantedPage};
 use link::{Ask, Reply, Tell};
 
@@ -242,6 +242,7 @@ impl<'a> Server<'a> {
             quit: false,
         };
         let lacks = confine::confine(io.uid).map_err(Error::Confine)?;
+        release_memory();
         if io.sandbox_required && !lacks.is_empty() {
             return Err(Error::Confine(format!("{lacks} is missing")));
         }

@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread::Builder;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -18,13 +20,14 @@ use xen_vtpmd::archive::{self, Identity, Import};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
-use xen_vtpmd::io::{self, Io};
+use xen_vtpmd::io::{run as run_io, Io};
 use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::Version;
+use xen_vtpmd::sys::{one_heap, release_memory};
 use xen_vtpmd::worker::{self, Serve};
 
 const AFTER_HELP: &str = "\
@@ -178,13 +181,60 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    match perform(Args::parse()) {
+    one_heap();
+    let args = parse();
+    release_memory();
+    let done = match args {
+        // What stays for long is not below the stack of all the rest.
+        Ok(Args {
+            task: Task::Io(io), ..
+        }) => return run_io(&io),
+        Ok(Args {
+            config,
+            task:
+                Task::Serve {
+                    serve,
+                    cgroup,
+                    log_level,
+                },
+        }) => serve_one(config, serve, cgroup, log_level),
+        Ok(args) => perform(args),
+        Err(e) => Err(e.into()),
+    };
+    match done {
         Ok(status) => status,
         Err(e) => {
             eprintln!("xen-vtpmd: {e}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Is a worker.
+fn serve_one(
+    config: Option<PathBuf>,
+    serve: Serve,
+    cgroup: Option<PathBuf>,
+    log_level: Option<LevelFilter>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let config = load(config)?;
+    logger::init(log_level.unwrap_or(config.log_level));
+    logger::about(serve.id());
+    // The manager's terminal and its process group are none of a worker's.
+    let _ = setsid();
+    if let Some(Err(e)) = cgroup.as_deref().map(cgroup::enter) {
+        log::error!("no cgroup of its own: {e}");
+    }
+    Ok(worker::run(config, serve))
+}
+
+/// Parses the command line, in a thread whose stack goes with it: clap takes some hundred KiB, and a worker and an
+/// I/O process for each vTPM would keep them for life.
+fn parse() -> io::Result<Args> {
+    // The C library keeps smaller stacks for the threads to come.
+    const STACK: usize = 48 << 20;
+    let parsing = Builder::new().stack_size(STACK).spawn(Args::parse)?;
+    parsing.join().map_err(|_| io::ErrorKind::Other.into())
 }
 
 /// Where the configuration is; only the usual file may be missing.
@@ -334,22 +384,7 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             }
             println!("{}", imported.uuid);
         }
-        Task::Serve {
-            serve,
-            cgroup,
-            log_level,
-        } => {
-            let config = load(args.config)?;
-            logger::init(log_level.unwrap_or(config.log_level));
-            logger::about(serve.id());
-            // The manager's terminal and its process group are none of a worker's.
-            let _ = setsid();
-            if let Some(Err(e)) = cgroup.as_deref().map(cgroup::enter) {
-                log::error!("no cgroup of its own: {e}");
-            }
-            return Ok(worker::run(config, serve));
-        }
-        Task::Io(io) => return Ok(io::run(&io)),
+        Task::Serve { .. } | Task::Io(_) => (),
         Task::Launch => {
             let launch = Launch::read(std::io::stdin().lock())?;
             let Err(e) = launch.run();

@@ -39,6 +39,7 @@ use crate::state;
 use crate::status::{self, LastError};
 use crate::storm::Backoff;
 use crate::swtpm::{self, GiveUp, Version};
+use crate::sys::release_memory;
 use crate::sys::shared::{Entry, Shared};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, BusState, Id, NodeError, Paths, RingParams};
@@ -920,6 +921,8 @@ impl Worker {
             }
         }
         self.connection = Some(connection);
+        // What came before this is done once in the life of most vTPMs.
+        release_memory();
         Ok(())
     }
 

@@ -69,3 +69,21 @@ pub fn drop_bounding_set() -> io::Result<()> {
     }
     Ok(())
 }
+
+/// Has all threads allocate from one place, from which memory can be given back.
+pub fn one_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: It is a function of the allocator's, and takes two numbers.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
+}
+
+/// Gives memory that was freed back to the kernel.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: It is a function of the allocator's, which any thread may call at any time.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+}
