@@ -19,7 +19,6 @@ FILES = (
     "etc/apparmor.d/xen-vtpmd",
     "etc/xen-vtpmd.toml",
     "etc/xen-vtpmd/hooks.d/",
-    "usr/lib/sysctl.d/60-xen-vtpmd.conf",
     "usr/sbin/xen-vtpmd",
     "usr/lib/systemd/system/xen-vtpmd.service",
     "usr/lib/systemd/system/xen-vtpmd-metrics.service",

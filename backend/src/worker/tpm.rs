@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::inotify;
 use rustix::process::Signal;
+use rustix::thread::set_thread_res_uid;
 
 use crate::config::{Config, PlatformHierarchy, Uuid};
 use crate::key::{self, Key};
@@ -21,6 +22,7 @@ use crate::record::{Record, RunDir};
 use crate::state::{self, Lock, State};
 use crate::swtpm::{self, client, Client, GiveUp, Process, Version};
 use crate::sys::shared::{Entry, Shared};
+use crate::sys::user_and_group;
 use crate::xenbus::Id;
 
 use super::messages::Messages;
@@ -283,7 +285,7 @@ impl Tpm {
         let tpm = Self {
             process,
             client,
-            changes: watch_changes(&held.state.path)?,
+            changes: watch_changes(&held.state.path, uid)?,
             held,
             uid,
             resumed,
@@ -323,10 +325,11 @@ impl Tpm {
         }
         let socket = place.run.swtpm_socket();
         let client = Client::connect(&socket, version, client::TIMEOUT, place.give_up.clone())?;
+        let uid = place.config.first_uid.map(|_| record.uid);
         let tpm = Self {
             process,
             client,
-            changes: watch_changes(&record.state)?,
+            changes: watch_changes(&record.state, uid)?,
             held: Held {
                 state: State {
                     uuid: uuid.clone(),
@@ -336,7 +339,7 @@ impl Tpm {
                 },
                 lock: None,
             },
-            uid: place.config.first_uid.map(|_| record.uid),
+            uid,
             resumed: false,
         };
         // What a former worker was told of and could not make durable any more.
@@ -496,12 +499,22 @@ impl AsFd for Tpm {
     }
 }
 
-/// Readable when files in this directory have changed.
-fn watch_changes(path: &Path) -> Result<OwnedFd, Error> {
-    // Its limit is for all of root's workers: the reason names it.
-    let failed = |e: rustix::io::Errno| Error::Io("fs.inotify.max_user_instances", e.into());
+/// Readable when files in this directory have changed. It counts as the vTPM's own user's, since of
+/// each user's there are few (fs.inotify.max_user_instances, 128), and all workers are root.
+fn watch_changes(path: &Path, uid: Option<u32>) -> Result<OwnedFd, Error> {
+    let failed = |e: rustix::io::Errno| Error::Io("inotify", e.into());
     let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-    let fd = inotify::init(flags).map_err(failed)?;
+    let fd = match uid.and_then(user_and_group) {
+        Some((user, _)) => {
+            let root = rustix::process::getuid();
+            set_thread_res_uid(root, user, root).map_err(failed)?;
+            let fd = inotify::init(flags);
+            set_thread_res_uid(root, root, root).map_err(failed)?;
+            fd
+        }
+        None => inotify::init(flags),
+    };
+    let fd = fd.map_err(failed)?;
     // swtpm writes another file and renames it.
     let what = inotify::WatchFlags::MOVED_TO | inotify::WatchFlags::ONLYDIR;
     inotify::add_watch(&fd, path, what).map_err(failed)?;
