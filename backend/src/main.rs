@@ -181,6 +181,8 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    // Workers and I/O processes are started as /proc/self/exe, which no ps(1) and no pidof(8) finds.
+    let _ = rustix::thread::set_name(c"xen-vtpmd");
     one_heap();
     let args = parse();
     release_memory();

@@ -10,6 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -692,6 +693,7 @@ impl Manager {
     fn spawn(&mut self, id: Id) -> io::Result<Process> {
         let mut command = Command::new(&self.config.launcher);
         command
+            .arg0("xen-vtpmd")
             .arg("--config")
             .arg(accepted_config(&self.config.run_dir))
             .arg("serve")

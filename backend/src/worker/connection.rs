@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -85,6 +86,7 @@ impl Connection {
         )?;
         let tpm = opening.tpm;
         let mut command = Command::new(&opening.config.launcher);
+        command.arg0("xen-vtpmd");
         command
             .arg("io")
             .args(["--domid", &opening.id.domid.to_string()])
