@@ -204,16 +204,6 @@ impl Guest {
         &self.connection.as_ref().expect("a connection").port
     }
 
-    /// The page, for a guest that does with it as it likes.
-    pub(crate) fn page(&self) -> &FilePage {
-        &self.connection.as_ref().expect("a connection").page
-    }
-
-    /// The grant of the connection's page.
-    pub(crate) fn grant(&self) -> u32 {
-        self.last
-    }
-
     /// Submits a command without waiting for the response.
     pub(crate) fn submit(&mut self, command: &[u8]) {
         let locality = self.locality;

@@ -97,8 +97,6 @@ struct State {
     last_port: u32,
     /// The guests' ports, and whether an event is pending there.
     guests: BTreeMap<(u32, u32), bool>,
-    /// Notifications of guests by backends.
-    notified: u64,
 }
 
 impl State {
@@ -164,7 +162,6 @@ impl State {
             NOTIFY => {
                 if let Some(bound) = handle.ports.get(&port) {
                     let guest = (bound.domid, bound.remote);
-                    self.notified += 1;
                     self.guests
                         .entry(guest)
                         .and_modify(|pending| *pending = true);
@@ -281,12 +278,6 @@ impl Hypervisor {
         page
     }
 
-    /// Takes a grant back; who has it mapped keeps it.
-    pub(crate) fn revoke(&self, domid: u16, reference: u32) {
-        let directory = self.directory.join("grants").join(domid.to_string());
-        let _ = fs::remove_file(directory.join(reference.to_string()));
-    }
-
     /// A port of the domain's, for a backend to bind.
     pub(crate) fn port(&self, domid: u16, port: u32) -> Port {
         let key = (u32::from(domid), port);
@@ -306,11 +297,6 @@ impl Hypervisor {
             .values()
             .find(|handle| handle.ports.values().any(is_it));
         handle.map(|handle| handle.restricted)
-    }
-
-    /// How often guests were notified.
-    pub(crate) fn notified(&self) -> u64 {
-        self.shared.state().notified
     }
 
     /// The calls of libxengnttab so far, such as "map 7 8 PID" and "open 0 0 PID".

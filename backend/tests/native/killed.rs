@@ -34,6 +34,7 @@ fn a_killed_worker_has_a_successor() {
     for _ in 0..3 {
         let worker = host.worker(7);
         signal(worker, Signal::Kill);
+        assert!(wait_for(LIMIT, || !is_alive(worker)));
         let start = Instant::now();
         guest.submit(&GET_RANDOM);
         // The one that was under way ends in IDLE at most.

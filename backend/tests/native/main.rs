@@ -3,9 +3,6 @@
 //! The daemon without Xen: the release binary, the real xenstored and the real swtpm, with stand-ins
 //! for libxenevtchn, libxengnttab and libxenctrl. README.md tells how it is run.
 
-// TODO: gone with the last of the tests.
-#![allow(dead_code)]
-
 mod archive;
 mod costs;
 mod durable;
