@@ -3,15 +3,20 @@
 them: on the host (suites/proof.py) and in a guest (the scenarios hostile_backend_seeded and
 driver_mutations)."""
 
+import filecmp
 import glob
 import os
 import re
 import shutil
 import subprocess
+import threading
 
 from tools.kernels import intree
-from tools.steps import BUILD, TOP, StepError, must
+from tools.steps import BUILD, JOBS, TOP, StepError, must
 from tools.sources import read, sources
+
+# Scenarios run side by side.
+_building = threading.Lock()
 
 
 def patches(kind="protocol"):
@@ -63,12 +68,25 @@ def seed(path, folder, *how):
 
 
 def build_module(kernel, path):
-    """The driver with that bug, as a module; returns its path."""
-    name = name_of(path)
-    folder = f"{BUILD}/seeded/{name}"
-    copy(folder, intree.PARTS.match)
-    if why := seed(path, folder):
-        raise StepError(f"{name}: {why}")
-    must(["nice", "make", "-C", kernel.build, f"M={folder}", "modules"], f"seeded-{name}.log",
-         f"the module with the bug {name} does not build")
-    return f"{folder}/xen-tpmfront.ko"
+    """The driver with that bug, as a module; returns its path. All are built in one directory, where
+    only what the bug touches is compiled anew."""
+    name, folder = name_of(path), f"{BUILD}/seeded/{kernel.release}"
+    module = f"{BUILD}/seeded/{kernel.release}-{name}.ko"
+    with _building:
+        for source in filter(intree.PARTS.match, sources()):
+            target = f"{folder}/{source}"
+            if not os.path.exists(target) or not filecmp.cmp(f"{TOP}/{source}", target, False):
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                shutil.copy(f"{TOP}/{source}", target)
+        if why := seed(path, folder):
+            raise StepError(f"{name}: {why}")
+        try:
+            must(
+                ["nice", "make", f"-j{JOBS}", "-C", kernel.build, f"M={folder}", "modules"],
+                f"seeded-{name}.log",
+                f"the module with the bug {name} does not build",
+            )
+            shutil.copyfile(f"{folder}/xen-tpmfront.ko", module)
+        finally:
+            seed(path, folder, "-R")
+    return module
