@@ -15,7 +15,7 @@ from tools.steps import TOP
 
 # Tabs are in shell scripts within strings. A space may stand before a colon, a line break may stand
 # before an operator or behind it.
-FLAKE8 = ("--max-line-length=130", "--extend-ignore=E101,E203,W191,W503,W504")
+FLAKE8 = ("--max-line-length=100", "--extend-ignore=E101,E203,W191,W503,W504")
 # What one file sets for another that reads it: SC2034, SC2154.
 SHELLCHECK = (
     "--severity=warning",

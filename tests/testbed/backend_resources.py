@@ -17,7 +17,8 @@ LOOK = """
 for pid in $(pidof xen-vtpmd); do
 	for fd in /proc/$pid/fd/*; do [ -e "$fd" ] || [ -L "$fd" ] && echo "fd $(readlink "$fd")"; done
 done
-echo "grants $(for pid in $(pidof xen-vtpmd); do cat /proc/$pid/maps 2>/dev/null; done | grep -c gntdev)"
+maps() { for pid in $(pidof xen-vtpmd); do cat /proc/$pid/maps 2>/dev/null; done; }
+echo "grants $(maps | grep -c gntdev)"
 for name in xen-vtpmd swtpm swtpm_setup; do echo "$name $(pidof $name | wc -w)"; done
 echo "zombies $(cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z ')"
 echo "dying $(xl list | grep -c '(null)')"

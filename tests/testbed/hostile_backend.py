@@ -66,8 +66,9 @@ REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "fea
 TABLE = threading.Lock()
 
 START = """
-swtpm socket {version} --tpmstate dir=/var/lib/xen-vtpmd/{uuid} --server type=unixio,path=/run/hostile.tpm \\
-	--ctrl type=unixio,path=/run/hostile.control --flags not-need-init,startup-clear >/host/hostile-swtpm.log 2>&1 &
+swtpm socket {version} --tpmstate dir=/var/lib/xen-vtpmd/{uuid} \\
+	--server type=unixio,path=/run/hostile.tpm --ctrl type=unixio,path=/run/hostile.control \\
+	--flags not-need-init,startup-clear >/host/hostile-swtpm.log 2>&1 &
 until [ -S /run/hostile.tpm ]; do sleep 0.1; done
 xen-hostile-backend serve /run/hostile.tpm >/host/hostile-backend.log 2>&1 &
 until grep -q ready /host/hostile-backend.log; do kill -0 $! || exit 1; sleep 0.1; done
@@ -280,8 +281,8 @@ class Trial:
     def begun(self):
         """Waits until the backend has got a command; returns how many it has got."""
         self.machine.must(
-            "for i in $(seq 100); do xen-hostile-backend tell status | grep -q 'commands [1-9]' && break; "
-            "sleep 0.1; done"
+            "for i in $(seq 100); do xen-hostile-backend tell status | grep -q 'commands [1-9]' &&"
+            " break; sleep 0.1; done"
         )
         return self.status("commands")
 
@@ -390,7 +391,10 @@ class Trial:
             row["wrong"] = "; ".join(wrong)
         self.tell("behave honest")
         self.python("bind 30", 90)
-        return f"{word} after {seconds} s and {running} commands, other watches {noticed}, unbound after {took} s"
+        return (
+            f"{word} after {seconds} s and {running} commands, other watches {noticed}, unbound"
+            f" after {took} s"
+        )
 
     def _slow_probe(self, behaviour, row):
         return self._probe(behaviour, row, FIRST * self.bed.slowness)
@@ -447,8 +451,8 @@ class Trial:
 
     def _suspend(self, behaviour, row):
         self.machine.must(
-            f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave {behaviour.name}; "
-            f"wait $!; code=$?; rm -f {FILE}; exit $code",
+            f"xl save -c victim {FILE} & sleep 1.5; xen-hostile-backend tell behave"
+            f" {behaviour.name}; wait $!; code=$?; rm -f {FILE}; exit $code",
             120,
         )
         return self._judged(row, self._tries, behaviour, row)
@@ -518,8 +522,9 @@ class Trial:
         ]
         self.python("bind 30")
         numbers = (
-            f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had "
-            f"{len(set(grants))} grant references from {min(grants)} to {max(grants)}, the last {grants[-1]}"
+            f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had"
+            f" {len(set(grants))} grant references from {min(grants)} to {max(grants)}, the last"
+            f" {grants[-1]}"
         )
         if ports != self.ports or grants[-1] - grants[0] > 80:
             raise Failure(numbers)
@@ -552,8 +557,9 @@ def write_table(column, rows):
 
 def text(cell):
     """A row's result, as the table has it."""
-    return f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after: {cell['after']}".replace(
-        "`", "'"
+    return (
+        f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after:"
+        f" {cell['after']}".replace("`", "'")
     )
 
 
@@ -565,7 +571,10 @@ def scenario(bed, names, version="2.0"):
     bed.boot([vtpm], dom0_memory=1792, files={PROGRAM: programs.hostile_backend_path()})
     trial, known = Trial(bed, vtpm), behaviours()
     trial.start()
-    column = f"{'C' if trial.c_driver else 'Rust'}, TPM {version}{f', {bed.guest_kernel.series} kernel' if bed.debug else ''}"
+    column = (
+        f"{'C' if trial.c_driver else 'Rust'}, TPM"
+        f" {version}{f', {bed.guest_kernel.series} kernel' if bed.debug else ''}"
+    )
     other = ONE_VERSION["1.2" if version == "2.0" else "2.0"]
     for name in names or [name for name in known if name != CONTROL and name not in other]:
         if wanted and name not in wanted:

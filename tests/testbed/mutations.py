@@ -68,8 +68,8 @@ def seed(path, folder, *how):
 
 
 def build_module(kernel, path):
-    """The driver with that bug, as a module; returns its path. All are built in one directory, where
-    only what the bug touches is compiled anew."""
+    """The driver with that bug, as a module; returns its path. All are built in one directory,
+    where only what the bug touches is compiled anew."""
     name, folder = name_of(path), f"{BUILD}/seeded/{kernel.release}"
     module = f"{BUILD}/seeded/{kernel.release}-{name}.ko"
     with _building:

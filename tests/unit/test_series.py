@@ -80,7 +80,9 @@ class Wrapped(unittest.TestCase):
     """Prototypes keep C's line length, aligned with their parenthesis."""
 
     def test_long(self):
-        name = "void a_function_with_a_name(struct device *dev, u32 ordinal, u8 locality, u32 request)"
+        name = (
+            "void a_function_with_a_name(struct device *dev, u32 ordinal, u8 locality, u32 request)"
+        )
         lines = source.wrapped(f"{name};\nbool short(void);\n").splitlines()
         self.assertEqual(lines[1], "\t\t\t    u32 request);")
         self.assertEqual(lines[2], "bool short(void);")

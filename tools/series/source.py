@@ -30,13 +30,17 @@ MENDED = {
         "if let (Some(quirk), Some(response)) = ",
         "if attribute.replaces ",
         (
-            " What\n        // is removed by name is the core's attribute that this one replaces, and"
-            " the link to it;\n        // where there is none nothing happens.\n",
+            (
+                " What\n        // is removed by name is the core's attribute that this one"
+                " replaces, and the link to it;\n        // where there is none nothing happens.\n"
+            ),
             "\n",
         ),
         (
-            "//! C headers: [`include/linux/tpm.h`](srctree/include/linux/tpm.h),\n"
-            "//! [`drivers/char/tpm/tpm.h`](srctree/drivers/char/tpm/tpm.h)\n",
+            (
+                "//! C headers: [`include/linux/tpm.h`](srctree/include/linux/tpm.h),\n"
+                "//! [`drivers/char/tpm/tpm.h`](srctree/drivers/char/tpm/tpm.h)\n"
+            ),
             "//! C header: [`include/linux/tpm.h`](srctree/include/linux/tpm.h)\n",
         ),
     ),
@@ -288,24 +292,25 @@ def trace():
             for argument in arguments.split(",")
             if argument != "void"
         ]
-        declared += f"{result} rust_helper_{name}({', '.join(f'{found[1]}{found[2]}' for found in arguments) or 'void'});\n"
+        taken = ", ".join(f"{found[1]}{found[2]}" for found in arguments)
+        declared += f"{result} rust_helper_{name}({taken or 'void'});\n"
         end = "" if result == "void" else f" -> {RUST_TYPES[result]}"
         rust += f"    fn rust_helper_{name}(" + ", ".join(
             f"{found[2]}: {RUST_TYPES[found[1].strip()]}" for found in arguments) + f"){end};\n"
     header = (
-        "/* SPDX-License-Identifier: GPL-2.0 */\n/* What Rust calls of the driver's tracepoints. */\n"
-        "#ifndef XEN_TPMFRONT_HELPERS_H\n#define XEN_TPMFRONT_HELPERS_H\n\n#include <linux/types.h>\n\n"
-        f"struct device;\n\n{wrapped(declared)}\n#endif\n"
+        "/* SPDX-License-Identifier: GPL-2.0 */\n/* What Rust calls of the driver's tracepoints."
+        " */\n#ifndef XEN_TPMFRONT_HELPERS_H\n#define XEN_TPMFRONT_HELPERS_H\n\n#include"
+        f" <linux/types.h>\n\nstruct device;\n\n{wrapped(declared)}\n#endif\n"
     )
     c = (
-        "// SPDX-License-Identifier: GPL-2.0\n/* The driver's tracepoints, and what Rust calls of them. */\n"
-        "#include \"helpers.h\"\n\n#define CREATE_TRACE_POINTS\n#include \"trace.h\"\n\n"
+        "// SPDX-License-Identifier: GPL-2.0\n/* The driver's tracepoints, and what Rust calls of"
+        ' them. */\n#include "helpers.h"\n\n#define CREATE_TRACE_POINTS\n#include "trace.h"\n\n'
         + functions
     )
     text = driver("src/xen_sys/trace.rs").replace("super::rust_helper_", "rust_helper_")
     text = text.replace(
-        "`declare_trace!` finds tracepoints in the kernel's own bindings\n//! only, so these are reached "
-        "through C helpers.",
+        "`declare_trace!` finds tracepoints in the kernel's own bindings\n//! only, so these are"
+        " reached through C helpers.",
         "They are reached through C helpers.",
     )
     at = text.index("\nfn raw(")
@@ -313,7 +318,10 @@ def trace():
         read("src/xen_sys/trace.h").replace("src/protocol/", "protocol/"),
         header,
         c,
-        f"{text[:at]}\n// What `trace.c` has. Pointers are only handed on; C knows what a device is.\n#[allow(improper_ctypes)]\nunsafe extern \"C\" {{\n{rust}}}\n{text[at:]}",
+        (
+            f"{text[:at]}\n// What `trace.c` has. Pointers are only handed on; C knows what a"
+            f' device is.\n#[allow(improper_ctypes)]\nunsafe extern "C" {{\n{rust}}}\n{text[at:]}'
+        ),
     )
 
 
