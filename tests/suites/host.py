@@ -12,8 +12,9 @@ from tools.build import cargo_environment
 from tools.sources import read, sources
 from tools.steps import LOGS, TOP, logged
 
-# The root has all that the integration tests need: none may be skipped.
-MUST = {"XEN_VTPMD_MUST": "1"}
+# The root has all that the integration tests need: none may be skipped. They wait more than they
+# compute, for timeouts and for disks.
+MUST = {"XEN_VTPMD_MUST": "1", "RUST_TEST_THREADS": "4"}
 CARGO = (
     ("cargo test", ["cargo", "test", "--workspace", "--", "--show-output"], MUST),
     (

@@ -339,18 +339,17 @@ impl Host {
             .collect()
     }
 
-    /// Runs a command of the command line.
+    /// Runs a command of the command line, for as long as anything may take.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Output {
-        let mut child = self
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        if !wait_for(LIMIT, || child.try_wait().unwrap().is_some()) {
-            child.kill().unwrap();
-        }
-        child.wait_with_output().unwrap()
+        let command = self.command(arguments);
+        Command::new("timeout")
+            .args(["--signal=KILL", &LIMIT.as_secs().to_string()])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .envs(self.environment())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     /// Runs it, and gives what it says if it succeeds.
