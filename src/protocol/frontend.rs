@@ -85,6 +85,8 @@ pub enum Completed {
 
 impl Idle {
     /// For a page that is all zeroes and that no backend has seen yet.
+    // No Default: that a page is new is for the caller to say.
+    #[allow(clippy::new_without_default)]
     pub fn new() -> Self {
         Self(())
     }
