@@ -18,14 +18,14 @@ pub enum Look {
     /// A request was turned down; the guest has to be notified.
     Refused(Refused),
     /// A command was taken, and waits in [`Exchange::command`]. It has to come to
-    /// [`Exchange::answer`] or [`Exchange::abandon`].
+    /// [`Exchange::respond`] or [`Exchange::abandon`].
     Command {
         /// The locality that it was sent from, unchecked.
         locality: u8,
     },
 }
 
-/// What became of an answer.
+/// What became of a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery {
     /// It is in the page; the guest has to be notified.
@@ -52,7 +52,7 @@ pub struct Exchange {
 enum Slot {
     /// The guest.
     Vacant(Vacant),
-    /// We, until the answer is there.
+    /// We, until the response is there.
     Working(Working),
     /// Nobody: only while a state is being replaced.
     Moving,
@@ -128,12 +128,12 @@ impl Exchange {
         &self.command[..self.len]
     }
 
-    /// Gives the guest its answer, unless it cancelled the command.
-    pub fn answer<P: Page>(&mut self, page: &P, answer: &[u8]) -> Delivery {
+    /// Gives the guest its response, unless it cancelled the command.
+    pub fn respond<P: Page>(&mut self, page: &P, response: &[u8]) -> Delivery {
         self.forget_command();
         match self.slot.take() {
             Slot::Working(working) => {
-                let (vacant, written) = working.finish(page, answer);
+                let (vacant, written) = working.finish(page, response);
                 self.slot = Slot::Vacant(vacant);
                 match written {
                     Ok(()) => Delivery::Delivered,
@@ -245,7 +245,7 @@ mod tests {
     }
 
     const COMMAND: [u8; 12] = [0x80, 1, 0, 0, 0, 12, 0, 0, 1, 0x7b, 0, 8];
-    const ANSWER: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
+    const RESPONSE: [u8; 10] = [0x80, 1, 0, 0, 0, 10, 0, 0, 0, 0];
 
     /// A page in which a guest has just submitted [`COMMAND`] from locality 3.
     fn submitted() -> Memory {
@@ -262,14 +262,14 @@ mod tests {
     }
 
     #[test]
-    fn a_command_and_its_answer() {
+    fn a_command_and_its_response() {
         let (page, mut exchange) = (submitted(), Exchange::new());
 
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
         assert_eq!(exchange.command(), COMMAND);
         assert_eq!(exchange.look(&page, true), Look::Nothing);
         assert_eq!(page.state(), State::Submit as u8);
-        assert_eq!(exchange.answer(&page, &ANSWER), Delivery::Delivered);
+        assert_eq!(exchange.respond(&page, &RESPONSE), Delivery::Delivered);
         assert_eq!(page.state(), State::Finish as u8);
         assert_eq!(page.length(), 10);
         assert!(exchange.command().is_empty());
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cancelled_answer_is_never_the_next_commands() {
+    fn a_cancelled_response_is_never_the_next_commands() {
         let (page, mut exchange) = (submitted(), Exchange::new());
 
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
@@ -289,7 +289,7 @@ mod tests {
         submit(&page);
         assert_eq!(exchange.look(&page, false), Look::Nothing);
         assert!(exchange.has_waiting());
-        assert_eq!(exchange.answer(&page, &ANSWER), Delivery::Dropped);
+        assert_eq!(exchange.respond(&page, &RESPONSE), Delivery::Dropped);
         assert!(exchange.has_waiting());
         assert_eq!(page.state(), State::Submit as u8);
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
@@ -319,14 +319,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_does_not_fit_behind_the_extra_pages() {
+    fn an_response_that_does_not_fit_behind_the_extra_pages() {
         let page = submitted();
         let mut exchange = Exchange::new();
         page.set(NR_EXTRA_PAGES, 255);
         page.write(8 + 4 * 255, &COMMAND).unwrap();
 
         assert_eq!(exchange.look(&page, true), Look::Command { locality: 3 });
-        assert_eq!(exchange.answer(&page, &[0; MAX_PACKET]), Delivery::TooLong);
+        assert_eq!(exchange.respond(&page, &[0; MAX_PACKET]), Delivery::TooLong);
         assert_eq!(page.state(), State::Idle as u8);
     }
 

@@ -171,7 +171,7 @@ impl Guest {
         response: &[u8],
         woke: Option<Instant>,
     ) -> Result<bool, Error> {
-        let delivered = match self.exchange.answer(&self.page, response) {
+        let delivered = match self.exchange.respond(&self.page, response) {
             Delivery::Delivered => true,
             Delivery::TooLong => false,
             Delivery::Dropped => return Ok(false),

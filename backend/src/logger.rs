@@ -241,41 +241,6 @@ impl Limits {
     }
 }
 
-/// Lines that one guest can cause, as often as it likes: the most of them are left out.
-#[derive(Debug, Default)]
-pub struct Limited {
-    since: Option<Instant>,
-    lines: u32,
-    left_out: u64,
-}
-
-impl Limited {
-    /// Logs a line about a vTPM, unless there were too many.
-    pub fn log(&mut self, level: Level, id: Id, line: fmt::Arguments<'_>) {
-        if level <= log::max_level() && self.admits(Instant::now(), id) {
-            log::log!(level, "vtpm {id}: {line}");
-        }
-    }
-
-    fn admits(&mut self, now: Instant, id: Id) -> bool {
-        if self.since.is_none_or(|since| now - since >= PERIOD) {
-            if self.left_out > 0 {
-                log::warn!(
-                    "vtpm {id}: {} lines like these were left out",
-                    self.left_out
-                );
-            }
-            *self = Self {
-                since: Some(now),
-                ..Self::default()
-            };
-        }
-        self.lines += 1;
-        self.left_out += u64::from(self.lines > LINES);
-        self.lines <= LINES
-    }
-}
-
 /// Shows text of whatever origin to a person, on one line.
 pub struct Plain<'a>(pub &'a str);
 

@@ -12,6 +12,9 @@ use crate::sys::{drop_bounding_set, user_and_group};
 /// `IOCTL_EVTCHN_NOTIFY` of the kernel's include/uapi/xen/evtchn.h.
 const EVTCHN_NOTIFY: u64 = 0x0004_4504;
 
+/// `F_GETFD` of fcntl(2).
+const F_GETFD: u64 = 1;
+
 /// `PROT_EXEC` of mmap(2).
 const PROT_EXEC: u64 = 4;
 
@@ -91,6 +94,10 @@ fn filter() -> Result<(), libseccomp::error::SeccompError> {
         let call = ScmpSyscall::from_name(name)?;
         filter.add_rule_conditional(ScmpAction::Allow, call, &[data])?;
     }
+    // The standard library looks whether a descriptor is open before it closes it, in some builds.
+    let get_flags = ScmpArgCompare::new(1, ScmpCompareOp::Equal, F_GETFD);
+    let fcntl = ScmpSyscall::from_name("fcntl")?;
+    filter.add_rule_conditional(ScmpAction::Allow, fcntl, &[get_flags])?;
     filter.load()
 }
 

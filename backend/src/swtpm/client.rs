@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{poll, PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::net::{
-    recv, send, sendmsg, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    connect_unix, recv, send, sendmsg, socket_with, AddressFamily, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
 use xen_tpm_protocol::layout::MAX_PACKET;
 use zeroize::Zeroize;
@@ -82,9 +83,8 @@ impl Client {
         timeout: Duration,
         give_up: GiveUp,
     ) -> Result<Self, Error> {
-        let control = UnixStream::connect(path).map_err(socket("control"))?;
+        let control = connect(path).map_err(socket("control"))?;
         let (data, peer) = UnixStream::pair().map_err(socket("data"))?;
-        control.set_nonblocking(true).map_err(socket("control"))?;
         let mut client = Self {
             control,
             data,
@@ -308,6 +308,14 @@ impl Client {
             Err(e) => Err(socket("control")(e.into())),
         }
     }
+}
+
+/// Connects without waiting: an swtpm that accepts nobody is an error.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let control = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect_unix(&control, &SocketAddrUnix::new(path)?)?;
+    Ok(control.into())
 }
 
 fn socket(name: &'static str) -> impl Fn(io::Error) -> Error {

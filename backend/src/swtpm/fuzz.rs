@@ -267,7 +267,7 @@ impl Daemon {
         let answer = self.inbox.packet();
         assert_eq!(answer, packet);
 
-        let delivery = self.exchange.answer(&self.page, answer);
+        let delivery = self.exchange.respond(&self.page, answer);
         let shown = self.page.shown.borrow().clone();
         match delivery {
             Delivery::Delivered => assert_eq!(shown, [State::Finish as u8]),
