@@ -85,7 +85,9 @@ def main(script):
     mount("--bind", f"/mnt/{parts[0]}", f"/{parts[0]}")
     # The root is that user's, too; of it the tests write to these.
     for path in ("/tmp", "/var/lib/swtpm-localca"):
-        mount("-t", "tmpfs", "-o", f"uid={FIRST},gid={FIRST},mode=1777", "tmpfs", path)
+        was = os.stat(path)
+        owner = f"uid={FIRST + was.st_uid},gid={FIRST + was.st_gid},mode={was.st_mode & 0o7777:o}"
+        mount("-t", "tmpfs", "-o", owner, "tmpfs", path)
     os.unshare(os.CLONE_NEWUSER)
     print("ready", flush=True)
     sys.stdin.readline()
