@@ -27,7 +27,7 @@ use super::{undo, Capabilities, Capability, Error, Inbox, Reply, Request, Versio
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How often a wait is asked for its use.
-const ASK_EACH: Duration = Duration::from_millis(100);
+const ASK_EACH: Duration = Duration::from_millis(500);
 
 /// swtpm has a data channel (TPM_IOERROR).
 const HAS_ONE: u32 = 0x1f;
