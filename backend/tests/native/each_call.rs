@@ -97,7 +97,7 @@ fn fail_at_each_place(first: usize, stride: usize) {
 
 #[test]
 fn some_calls_fail() {
-    fail_at_each_place(0, 7);
+    fail_at_each_place(3, 17);
 }
 
 #[test]

@@ -198,6 +198,11 @@ impl Host {
     pub(crate) fn replace_xenstored(&mut self) {
         self.xenstored.kill().unwrap();
         self.xenstored.wait().unwrap();
+        // Its ports are free a moment later, and the next one needs them.
+        assert!(wait_for(LIMIT, || self
+            .hypervisor
+            .restricted_to(0, 1)
+            .is_none()));
         let socket = self.path("socket");
         let _ = fs::remove_file(socket);
         (self.xenstored, self.store) = start_xenstored(self.directory.path(), &self.environment);
