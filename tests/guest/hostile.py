@@ -147,8 +147,9 @@ def cancels(seconds):
         while (word := child.word(0.05)) is None and time.monotonic() < end + LAST:
             cancel()
         count += word is not None
-    lines = os.popen("dmesg | grep -c 'tpm0.*error'").read().strip()
-    print("cancels", count, lines)
+    os.system("dmesg | grep -c 'tpm0.*error' >/run/lines")
+    with open("/run/lines", encoding="ascii") as file:
+        print("cancels", count, file.read().strip())
 
 
 def stale():

@@ -238,9 +238,9 @@ def churn(folder):
 
 def failed():
     """How many measurements the kernel's log says not to be in the TPM, since the last look."""
-    lines = os.popen("dmesg -c").read().splitlines()
-    with open("/run/dmesg", "a", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in lines)
+    os.system("dmesg -c >/run/dmesg.new; cat /run/dmesg.new >>/run/dmesg")
+    with open("/run/dmesg.new", encoding="utf-8", errors="replace") as file:
+        lines = file.read().splitlines()
     return sum(bool(re.search("ima: Error Communicating to TPM", line)) for line in lines)
 
 
