@@ -5,13 +5,22 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Failure, Outcome, Power, Worker, FAIL_TIMEOUT, HANDOVER_TIMEOUT, LEFT_TIMEOUT};
+use super::{Failure, Outcome, Power, Worker};
 use crate::config::OnDeath;
 use crate::events::Event;
 use crate::lifecycle::Stage;
 use crate::status::LastError;
 use crate::xen::{self, Domain, Domains};
 use crate::xenbus::BusState;
+
+/// How long a guest has to follow when its TPM is lost.
+const FAIL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a command of a guest that was let go may take: as long as the slowest of commands.
+const LEFT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a running command has when the worker hands over to the next one.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long Closed is shown in a driver domain before the vTPM's nodes go: libxl, which waits for this very
 /// state, takes nodes that are gone when it looks for a failure.
