@@ -3,24 +3,26 @@
 //! The state folders: which TPM's state is where, whose it is, who uses it now, and whether it was
 //! saved with a guest. Beside the folder UUID are UUID.lock, UUID.saved, and UUID.new while it is made.
 
+mod lock;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{
     fchown, lchown, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt,
 };
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{fallocate, flock, statvfs, FallocateFlags, FlockOperation, OFlags};
+use rustix::fs::{fallocate, statvfs, FallocateFlags, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
 use crate::swtpm::Version;
 
-/// How long the lock of all state directories, which is held for milliseconds, is waited for.
-const ALL_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+pub use lock::Lock;
+use lock::{lock_all, ALL_LOCK_TIMEOUT};
 
 /// How much a state may grow by one command.
 const RESERVE: u64 = 16 << 10;
@@ -95,31 +97,6 @@ pub struct State {
     pub version: Version,
     /// Whether it is there already.
     pub exists: bool,
-}
-
-/// The right to use a vTPM's state, until it is dropped and every process that inherited it has ended.
-/// It is a lock of flock(2), which NFS carries over to other hosts.
-#[derive(Debug)]
-pub struct Lock(File);
-
-impl Lock {
-    fn take(uuid: &Uuid, path: PathBuf) -> Result<Self, Error> {
-        // The file stays empty: swtpm inherits the lock, and could write there what it likes.
-        match lock_file(&path, FlockOperation::NonBlockingLockExclusive) {
-            Ok(file) => Ok(Self(file)),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let uuid = uuid.clone();
-                Err(Error::Locked { uuid, path })
-            }
-            Err(e) => Err(at(&path)(e)),
-        }
-    }
-}
-
-impl AsFd for Lock {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
 }
 
 impl Config {
@@ -223,19 +200,6 @@ fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
         path: path.to_owned(),
         source,
     }
-}
-
-fn lock_file(path: &Path, how: FlockOperation) -> io::Result<File> {
-    // For writing too: NFS gives an exclusive lock to nobody else.
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)?;
-    flock(&file, how)?;
-    Ok(file)
 }
 
 /// How much room there is where a state is, in words.
@@ -463,22 +427,6 @@ impl State {
     }
 }
 
-/// Takes the lock of all state directories, for which others of this and, on shared storage, of other hosts may
-/// have to be waited for.
-fn lock_all(path: &Path) -> Result<File, Error> {
-    let deadline = Instant::now() + ALL_LOCK_TIMEOUT;
-    loop {
-        match lock_file(path, FlockOperation::NonBlockingLockExclusive) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => (),
-            file => return file.map_err(at(path)),
-        }
-        if deadline <= Instant::now() {
-            return Err(Error::AllLocked(path.to_owned()));
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// The users that the folders in `dir` belong to, but for one folder.
 fn owners(dir: &Path, except: &Path) -> io::Result<HashSet<u32>> {
     let mut owners = HashSet::new();
@@ -519,164 +467,4 @@ fn give(folder: &Path, uid: u32) -> Result<(), Error> {
     }
     fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(at(folder))?;
     give(folder, &data)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Policy;
-
-    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
-
-    /// The state of a vTPM in a folder that is gone with the first of the two.
-    fn state() -> (tempfile::TempDir, Config, Uuid) {
-        let folder = tempfile::tempdir().unwrap();
-        let config = Config {
-            state_dir: folder.path().join("state"),
-            ..Config::default()
-        };
-        (folder, config, UUID.parse().unwrap())
-    }
-
-    #[test]
-    fn the_state_decides_the_version() {
-        let (_folder, mut config, uuid) = state();
-        let fresh = config.state(&uuid, None).unwrap();
-        assert!(!fresh.exists && fresh.version == Version::Tpm2);
-
-        let policy = Policy {
-            version: Some(Version::Tpm12),
-            ..Policy::default()
-        };
-        config.vtpms.insert(uuid.clone(), policy);
-        assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
-
-        fs::create_dir(&fresh.path).unwrap();
-        write_state(&fresh.path.join("tpm-00.permall"), 100);
-        assert!(config.state(&uuid, None).unwrap().exists);
-        assert!(matches!(
-            config.state(&uuid, Some(Version::Tpm2)),
-            Err(Error::Version { .. })
-        ));
-        config.vtpms.clear();
-        assert_eq!(config.state(&uuid, None).unwrap().version, Version::Tpm12);
-    }
-
-    #[test]
-    fn one_user_at_a_time() {
-        let (_folder, config, uuid) = state();
-        let state = config.state(&uuid, None).unwrap();
-        let lock = state.lock().unwrap();
-        let refused = state.lock().unwrap_err().to_string();
-
-        assert!(
-            refused.contains("is in use by another process"),
-            "{refused}"
-        );
-        assert_eq!(fs::read(state.beside("lock")).unwrap(), b"");
-        drop(lock);
-        state.lock().unwrap();
-    }
-
-    /// Writes what is whole by its header.
-    fn write_state(path: &Path, len: u8) {
-        let mut bytes = vec![0; len.into()];
-        bytes[..10].copy_from_slice(&[2, 1, 0, 10, 0, 0, 0, 0, 0, len]);
-        fs::write(path, bytes).unwrap();
-    }
-
-    #[test]
-    fn the_mark_of_a_saved_guest_is_for_that_guest() {
-        let (_folder, config, uuid) = state();
-        let state = config.state(&uuid, None).unwrap();
-        let volatile = state.path.join(state.version.volatile_file());
-        let (a, b) = (Some("a"), Some("b"));
-        fs::create_dir(&state.path).unwrap();
-
-        state.unmark_saved().unwrap();
-        assert!(!state.prepare_volatile(a).unwrap());
-        assert!(state.mark_saved(a).is_err(), "there is nothing to mark");
-        write_state(&volatile, 20);
-        state.mark_saved(a).unwrap();
-        assert!(state.prepare_volatile(a).unwrap());
-        assert!(state.prepare_volatile(a).unwrap(), "not used up yet");
-        assert!(!state.prepare_volatile(b).unwrap());
-        assert!(!volatile.exists() && !state.is_saved().unwrap());
-
-        for mark in [None, a] {
-            write_state(&volatile, 20);
-            state.mark_saved(mark).unwrap();
-            assert_eq!(state.prepare_volatile(None).unwrap(), mark.is_none());
-        }
-        // As version 0.1.0 made it.
-        write_state(&volatile, 20);
-        fs::write(state.beside("saved"), b"").unwrap();
-        assert!(state.prepare_volatile(a).unwrap());
-        fs::remove_file(&volatile).unwrap();
-        assert!(matches!(
-            state.prepare_volatile(a),
-            Err(Error::NotSaved(..))
-        ));
-        state.unmark_saved().unwrap();
-        assert!(!state.is_saved().unwrap());
-    }
-
-    #[test]
-    fn what_is_not_whole_is_refused_by_name() {
-        let (_folder, config, uuid) = state();
-        let path = config.state(&uuid, None).unwrap().path;
-        fs::create_dir(&path).unwrap();
-        let refused = |part: &str| {
-            let reason = config.state(&uuid, None).unwrap_err().to_string();
-            assert!(reason.contains(part), "{reason}");
-        };
-        refused("has no state of a TPM");
-
-        let file = path.join("tpm2-00.permall");
-        write_state(&file, 100);
-        assert!(config.state(&uuid, None).unwrap().exists);
-        for len in [0, 9, 10, 99, 101] {
-            OpenOptions::new()
-                .write(true)
-                .open(&file)
-                .unwrap()
-                .set_len(len)
-                .unwrap();
-            refused("tpm2-00.permall has ");
-        }
-        fs::remove_file(&file).unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", &file).unwrap();
-        refused("tpm2-00.permall");
-    }
-
-    #[test]
-    fn each_folder_has_a_user_of_its_own() {
-        let (_folder, config, uuid) = state();
-        let first = config.state(&uuid, None).unwrap();
-        let second = config.state(&UUID.replace('0', "1").parse().unwrap(), None);
-        let second = second.unwrap();
-
-        fs::create_dir(&first.path).unwrap();
-        fs::create_dir(&second.path).unwrap();
-        fs::write(first.path.join("tpm2-00.permall"), b"").unwrap();
-        if lchown(&first.path, Some(7_000), None).is_err() {
-            return eprintln!("SKIPPED: not root");
-        }
-        let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
-
-        assert_eq!(first.own(&first.path, 9_000).unwrap(), 9_000);
-        assert_eq!(owner(&first.path.join("tpm2-00.permall")), 9_000);
-        assert_eq!(second.own(&second.path, 9_000).unwrap(), 9_001);
-        assert_eq!(owner(&second.path), 9_001);
-        // It stays what it is, even where a smaller one would be free.
-        fs::remove_dir_all(&first.path).unwrap();
-        assert_eq!(second.own(&second.path, 9_000).unwrap(), 9_001);
-        // As after cp -a: two of one user.
-        fs::create_dir(&first.path).unwrap();
-        lchown(&first.path, Some(9_001), Some(9_001)).unwrap();
-        assert_eq!(first.own(&first.path, 9_000).unwrap(), 9_000);
-
-        std::os::unix::fs::symlink("/etc/passwd", first.path.join("link")).unwrap();
-        assert!(matches!(first.own(&first.path, 9_000), Err(Error::Odd(_))));
-    }
 }
