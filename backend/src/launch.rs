@@ -3,23 +3,19 @@
 //! The launcher: the subcommand `launch` in a process of its own, which enters the sandbox and becomes swtpm or
 //! swtpm_setup. It is told what to do on its standard input; what keeps it from that it says on standard error.
 
+mod filter;
+mod sandbox;
+
 use std::convert::Infallible;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{lchown, symlink, DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{lchown, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
-use rustix::fs::Mode;
-use rustix::io::Errno;
-use rustix::mount::{
-    mount, mount_bind, mount_change, mount_remount, unmount, MountFlags, MountPropagationFlags,
-    UnmountFlags,
-};
-use rustix::process::{chroot, pivot_root, setrlimit, setsid, umask, Resource, Rlimit, Signal};
+use rustix::process::{setrlimit, setsid, Resource, Rlimit, Signal};
 use rustix::thread::{unshare, UnshareFlags};
 use serde::{Deserialize, Serialize};
 
@@ -28,19 +24,10 @@ use crate::record::{Record, RunDir};
 use crate::state::State;
 use crate::swtpm::{Process, Version};
 
+use sandbox::STATE;
+
 /// The CA that swtpm_localca signs with. The one whom this belongs to is the one who may.
 const CA_DIR: &str = "/var/lib/swtpm-localca";
-
-/// What swtpm_setup and the CA read of /etc.
-const CA_FILES: [&str; 4] = [
-    "swtpm_setup.conf",
-    "swtpm-localca.conf",
-    "swtpm-localca.options",
-    "ssl",
-];
-
-/// The state directory, as swtpm sees it.
-const STATE: &str = "/state";
 
 /// The filter of system calls, as setpriv sees it.
 const FILTER: &str = "/etc/filter";
@@ -53,54 +40,6 @@ const MAX_PROCESSES: u64 = 16;
 
 /// The open files that either may have.
 const MAX_FILES: u64 = 64;
-
-/// What swtpm has no use for, and what it could take more memory than it may have, or another process's, by.
-const DENIED: [&str; 44] = [
-    "memfd_create",
-    "memfd_secret",
-    "ptrace",
-    "process_vm_readv",
-    "process_vm_writev",
-    "process_madvise",
-    "process_mrelease",
-    "kcmp",
-    "pidfd_open",
-    "pidfd_getfd",
-    "pidfd_send_signal",
-    "userfaultfd",
-    "io_uring_setup",
-    "io_uring_enter",
-    "io_uring_register",
-    "bpf",
-    "perf_event_open",
-    "add_key",
-    "request_key",
-    "keyctl",
-    "mount",
-    "umount2",
-    "move_mount",
-    "open_tree",
-    "fsopen",
-    "fsmount",
-    "mount_setattr",
-    "unshare",
-    "setns",
-    "pivot_root",
-    "chroot",
-    "open_by_handle_at",
-    "name_to_handle_at",
-    "shmget",
-    "semget",
-    "msgget",
-    "mq_open",
-    "init_module",
-    "finit_module",
-    "kexec_load",
-    "reboot",
-    "swapon",
-    "acct",
-    "personality",
-];
 
 /// What is to be launched.
 #[derive(Debug, Serialize, Deserialize)]
@@ -340,102 +279,6 @@ impl Launch {
         matches!(self.program, Program::Setup { certificates: true })
     }
 
-    /// A view of the host with programs, two devices and one state directory, and no network.
-    fn enter_sandbox(&self, uid: u32) -> Result<(), String> {
-        let root = self.run_dir.join("root");
-        let inside = |path: &str| root.join(path.trim_start_matches('/'));
-        let bind = |from: &Path, to: &str, flags| {
-            let to = inside(to);
-            mount_bind(from, &to)
-                .and_then(|()| mount_remount(&to, MountFlags::BIND | flags, ""))
-                .map_err(failed(format!("showing {}", from.display())))
-        };
-        let make = |path: &Path| {
-            let mut builder = DirBuilder::new();
-            let made = builder.recursive(true).mode(0o755).create(path);
-            made.map_err(failed(path.display()))
-        };
-        let safe = MountFlags::NOSUID | MountFlags::NODEV;
-
-        // Whatever the caller's is: another user has to pass through what is made here.
-        umask(Mode::WGRP | Mode::WOTH);
-        unshare(
-            UnshareFlags::NEWNS
-                | UnshareFlags::NEWNET
-                | UnshareFlags::NEWIPC
-                | UnshareFlags::NEWUTS,
-        )
-        .map_err(failed("new namespaces"))?;
-        let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-        match mount_change("/", private) {
-            // In a chroot, whose maker decides about that.
-            Ok(()) | Err(Errno::INVAL) => (),
-            Err(e) => return Err(failed("private mounts")(e)),
-        }
-        make(&root)?;
-        mount("xen-vtpmd", &root, "tmpfs", safe, "mode=0755,size=1m")
-            .map_err(failed("a new root"))?;
-        for path in ["usr", "state", "dev", "etc", "tmp"] {
-            make(&inside(path))?;
-        }
-        // As everywhere: /bin and the others are within /usr.
-        for link in ["bin", "sbin", "lib", "lib64"] {
-            symlink(format!("usr/{link}"), inside(link)).map_err(failed(link))?;
-        }
-        bind(Path::new("/usr"), "usr", safe | MountFlags::RDONLY)?;
-        bind(&self.folder, STATE, safe | MountFlags::NOEXEC)?;
-        for device in ["dev/null", "dev/urandom"] {
-            File::create(inside(device)).map_err(failed(device))?;
-            let from = Path::new("/").join(device);
-            mount_bind(&from, inside(device)).map_err(failed(from.display()))?;
-        }
-        // swtpm_setup wants to know its user's name and its settings, of which it needs none, and talks
-        // to its swtpm by a socket.
-        let user = format!("vtpm:x:{uid}:{uid}::/tmp:/bin/false\n");
-        fs::write(inside("etc/passwd"), user).map_err(failed("passwd"))?;
-        if self.signs() {
-            for name in CA_FILES {
-                let from = Path::new("/etc").join(name);
-                let to = format!("etc/{name}");
-                match fs::metadata(&from) {
-                    Ok(data) if data.is_dir() => make(&inside(&to))?,
-                    Ok(_) => drop(File::create(inside(&to)).map_err(failed(name))?),
-                    Err(_) => continue,
-                }
-                bind(&from, &to, safe | MountFlags::RDONLY)?;
-            }
-            make(&inside(CA_DIR))?;
-            bind(Path::new(CA_DIR), CA_DIR, safe | MountFlags::NOEXEC)?;
-        } else {
-            File::create(inside("etc/swtpm_setup.conf")).map_err(failed("swtpm_setup.conf"))?;
-        }
-        let mut filter = File::create(inside(FILTER)).map_err(failed(FILTER))?;
-        deny_filter(&mut filter).map_err(failed("filter of system calls"))?;
-        // A file that is being written keeps the root from being read-only.
-        drop(filter);
-        let scratch = MountFlags::NOEXEC | safe;
-        mount(
-            "xen-vtpmd",
-            inside("tmp"),
-            "tmpfs",
-            scratch,
-            "mode=1777,size=1m",
-        )
-        .map_err(failed("/tmp"))?;
-        mount_remount(&root, MountFlags::RDONLY | safe, "").map_err(failed("a new root"))?;
-        umask(Mode::RWXG | Mode::RWXO);
-
-        // The old root goes, and none of its mounts is pinned.
-        std::env::set_current_dir(&root).map_err(failed(root.display()))?;
-        match pivot_root(".", ".") {
-            Ok(()) => unmount(".", UnmountFlags::DETACH).map_err(failed("the old root"))?,
-            // In a chroot there is nothing that could be turned.
-            Err(Errno::INVAL) => chroot(".").map_err(failed("chroot"))?,
-            Err(e) => return Err(failed("pivot_root")(e)),
-        }
-        std::env::set_current_dir("/").map_err(failed("/"))
-    }
-
     /// What runs a program as a user, without any privilege and any way to one.
     fn setpriv(&self, uid: u32, gid: u32) -> Command {
         let mut command = Command::new("/usr/bin/setpriv");
@@ -492,18 +335,6 @@ fn primary_group(uid: u32) -> Option<u32> {
     })
 }
 
-/// Writes the filter as setpriv takes it.
-fn deny_filter(file: &mut File) -> Result<(), Box<dyn std::error::Error>> {
-    let mut filter = ScmpFilterContext::new_filter(ScmpAction::Allow)?;
-    for name in DENIED {
-        // One that this libseccomp does not know is one that an architecture need not have.
-        if let Ok(call) = ScmpSyscall::from_name(name) {
-            filter.add_rule(ScmpAction::KillProcess, call)?;
-        }
-    }
-    Ok(filter.export_bpf(file)?)
-}
-
 /// How landlock keeps the program to its files even if it breaks out of its root.
 const LANDLOCK: [&str; 12] = [
     "--landlock-access",
@@ -547,22 +378,4 @@ pub fn has_fsync() -> bool {
         let text = String::from_utf8_lossy(&output.stdout);
         text.contains("\"tpmstate-dir-backend-opt-fsync\"")
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_filter_is_one() {
-        let mut file = tempfile::tempfile().unwrap();
-        deny_filter(&mut file).unwrap();
-        let len = file.metadata().unwrap().len();
-        assert!(len > 0 && len % 8 == 0, "{len}");
-        let unknown: Vec<_> = DENIED
-            .iter()
-            .filter(|name| ScmpSyscall::from_name(name).is_err())
-            .collect();
-        assert!(unknown.is_empty(), "{unknown:?}");
-    }
 }
