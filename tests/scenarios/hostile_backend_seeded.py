@@ -2,7 +2,7 @@
 """The driver with a seeded bug, and the misbehaving backend: with each bug there is a behaviour
 that the driver fails."""
 
-from testbed import hostile_backend, programs
+from testbed import hostile_backend, hostile_table, programs
 from testbed.machine import BedError
 from testbed import mutations
 from testbed.report import Failure
@@ -38,7 +38,7 @@ def run(bed):
         for path in mutations.patches()
         if mutations.name_of(path) in BUGS
     }
-    vtpm, known = bed.vtpm("2.0"), hostile_backend.behaviours()
+    vtpm, known = bed.vtpm("2.0"), hostile_table.behaviours()
     bed.boot(
         [vtpm],
         dom0_memory=1792,

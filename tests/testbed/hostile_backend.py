@@ -2,14 +2,13 @@
 """A guest and a backend that misbehaves, one named way after the other; what came of it, as a
 table."""
 
-import dataclasses
-import json
 import os
 import re
-import subprocess
 import threading
 
 from testbed import programs, wait
+from testbed.hostile_table import (
+    ONE_VERSION, OTHER_TPM, REBOUND, SAME_CONNECTION, as_expected, behaviours, write_table)
 from testbed.machine import BedError
 from tools import steps
 from testbed.report import Failure, Noted
@@ -37,30 +36,11 @@ SPEED = 0.5
 # The guest sees to other watches within this time.
 PROMPT = 5.0
 FILE = "/run/hostile.file"
-# These change answers that only a TPM of this version gives.
-ONE_VERSION = {
-    "1.2": ("durations-endless", "durations-none", "pcrs-many", "probe-selftest"),
-    "2.0": (
-        "banks-none",
-        "banks-many",
-        "banks-endless",
-        "banks-long",
-        "banks-wide",
-        "properties-absurd",
-        "register-retry",
-    ),
-}
 # What the storm is measured against: a backend that only uses its processor.
 CONTROL = "spin"
 TURNS = 3
 # How long the storm lasts in all, in seconds.
 STORM = 30
-# After these kinds it goes on with the same connection, or has asked for another one itself.
-SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "cancel-storm", "storm", "unbind",
-                   "busy-unbind", "registration", "detach")
-# A backend of another protocol is refused for good: the driver has to be bound anew, as the
-# kernel's log says.
-REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
 
 # Scenarios run side by side, and have one table.
 TABLE = threading.Lock()
@@ -75,45 +55,8 @@ until grep -q ready /host/hostile-backend.log; do kill -0 $! || exit 1; sleep 0.
 """
 
 
-@dataclasses.dataclass
-class Behaviour:
-    """A line of the program's list."""
-
-    name: str
-    kind: str
-    expect: str
-    wrong: str
-
-
-def behaviours():
-    """All of them, by name, in the program's order."""
-    done = subprocess.run(
-        [programs.hostile_backend_path(), "list"], capture_output=True, text=True, check=True
-    )
-    return {line.split("\t")[0]: Behaviour(*line.split("\t")) for line in done.stdout.splitlines()}
-
-
-# What the driver says when it has found another TPM, or one that was reset.
-OTHER_TPM = re.compile(
-    r"vtpm.*(anew|reset|restarted|another|different|mismatch|replaced)", re.IGNORECASE
-)
 with open(f"{steps.TOP}/tests/guest/complaints", encoding="ascii") as patterns:
     SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
-
-
-def as_expected(found, expect, any_errno=False):
-    """Whether each try ended as one of its alternatives says. A driver that is not ours may have
-    errnos of its own, and give up by itself what ours waits for."""
-    def plain(word):
-        return (
-            re.sub(r"^(self|cancel):(E[A-Z]+|ok)$", lambda match: match[2][:1], word)
-            if any_errno
-            else word
-        )
-
-    wanted = expect.split()
-    return len(found) == len(wanted) and all(
-        plain(word) in map(plain, words.split("|")) for word, words in zip(found, wanted))
 
 
 class Trial:
@@ -529,38 +472,6 @@ class Trial:
         if ports != self.ports or grants[-1] - grants[0] > 80:
             raise Failure(numbers)
         return numbers
-
-
-def write_table(column, rows):
-    """Takes the rows of one run into the report's table, build/report/hostile-backend.rst, which
-    has a column for each driver that was run."""
-    os.makedirs(steps.REPORT, exist_ok=True)
-    path = f"{steps.REPORT}/hostile-backend.json"
-    found = {}
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    found.setdefault(column, {}).update(rows)
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(found, file, indent=1)
-    columns = sorted(found, reverse=True)
-    lines = [".. list-table::", "   :header-rows: 1", "", "   * - behaviour, and what is wrong"]
-    lines += [f"     - {column}" for column in columns]
-    for behaviour in behaviours().values():
-        cells = [found[column].get(behaviour.name) for column in columns]
-        if any(cells):
-            lines.append(f"   * - **{behaviour.name}**: {behaviour.wrong}")
-            lines += [f"     - {text(cell)}" if cell else "     - not run" for cell in cells]
-    with open(f"{steps.REPORT}/hostile-backend.rst", "w", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
-
-
-def text(cell):
-    """A row's result, as the table has it."""
-    return (
-        f"{'' if cell['verdict'] == 'good' else '**bad**: '}{cell['result']}; after:"
-        f" {cell['after']}".replace("`", "'")
-    )
 
 
 def scenario(bed, names, version="2.0"):
