@@ -9,20 +9,9 @@ use crate::{
     },
     connection::Connection,
     counters::Counter,
-    identity::{
-        Comparison,
-        TpmIdentity, //
-    },
-    locality::Locality,
+    identity::TpmIdentity,
     protocol::{
-        command::{
-            Failure,
-            WaitContext as _, //
-        },
-        epoch::{
-            Epoch,
-            EPOCH_CMD_LEN, //
-        },
+        command::WaitContext as _,
         layout,
         state::{
             ConnEvent,
@@ -33,16 +22,7 @@ use crate::{
         RateLimit,
         Throttle, //
     },
-    tpm::{
-        attribute::{
-            Attribute,
-            RawAttribute, //
-        },
-        chip::{
-            ChipOps,
-            Registrar, //
-        }, //
-    },
+    tpm::chip::Registrar,
     xen::{
         bus::{
             self,
@@ -79,9 +59,7 @@ use kernel::{
         MutexGuard, //
     },
     time::{
-        delay::fsleep,
         msecs_to_jiffies,
-        Delta,
         Jiffies, //
     },
     workqueue::{
@@ -92,22 +70,12 @@ use kernel::{
     },
 };
 
-/// Room for a response to [`epoch_command()`](crate::protocol::epoch::Version::epoch_command), and
-/// to the other commands whose response may come in its place.
-const EPOCH_RESPONSE: usize = 64;
-
-/// How often that command is sent until the response counts.
-const EPOCH_TRIES: u32 = 3;
-
 /// How long after a failed attempt to make a connection the next one is made.
 const RETRY_MS: u32 = 1_000;
 
 /// How long the core may take in all to register the TPM. The number of its commands is the TPM's
 /// choice: a TPM 1.2 can have its self test asked for 49 days long.
 const REGISTER_TIMEOUT_MS: u32 = 300_000;
-
-/// How long a command waits that failed behind many others.
-const THROTTLE: Delta = Delta::from_millis(1_000);
 
 /// The work items of a [`Vtpm`].
 pub(crate) const RECONNECT: u64 = 0;
@@ -119,10 +87,10 @@ pub(crate) const ENABLE: u64 = 2;
 pub(crate) struct Link {
     /// The last channel that was offered. It is kept until the next one comes, because the backend
     /// may not have let go of its page yet.
-    channel: Option<Channel>,
+    pub(crate) channel: Option<Channel>,
     /// Whether the state is [`ConnState::Connected`].
-    connected: bool,
-    tpm: TpmIdentity,
+    pub(crate) connected: bool,
+    pub(crate) tpm: TpmIdentity,
 }
 
 /// One vTPM: what the TPM's callbacks and the device's have in common.
@@ -131,7 +99,7 @@ pub(crate) struct Vtpm {
     pub(crate) dev: ARef<bus::Device>,
     bus: Arc<BusLock>,
     pub(crate) registrar: Arc<Registrar<Vtpm>>,
-    control: Arc<CommandControl>,
+    pub(crate) control: Arc<CommandControl>,
     /// At most 255.
     locality: Atomic<u32>,
     /// The domain of the last connection's backend.
@@ -139,7 +107,7 @@ pub(crate) struct Vtpm {
     /// Held while a command runs; [`CommandControl`] is how to cut that short. The connection's
     /// state, and the device's state in xenstore, are changed under it only.
     #[pin]
-    link: Mutex<Link>,
+    pub(crate) link: Mutex<Link>,
     #[pin]
     pub(crate) connection: Connection,
     /// There is a registration. For those who do not wait for it.
@@ -149,7 +117,7 @@ pub(crate) struct Vtpm {
     /// An attempt to register the TPM has ended.
     #[pin]
     pub(crate) attempted: Completion,
-    throttle: Throttle,
+    pub(crate) throttle: Throttle,
     setup_ratelimit: RateLimit,
     connected_ratelimit: RateLimit,
     closed_ratelimit: RateLimit,
@@ -264,7 +232,7 @@ impl Vtpm {
     }
 
     /// Changes the connection's state as the event demands.
-    fn advance(&self, link: &mut Link, event: ConnEvent) {
+    pub(crate) fn advance(&self, link: &mut Link, event: ConnEvent) {
         if let Some(state) = self.connection.advance(event) {
             link.connected = state == ConnState::Connected;
             trace::connection((*self.dev).as_ref(), state);
@@ -421,7 +389,7 @@ impl Vtpm {
     }
 
     /// Whether the attempt to register the TPM takes too long.
-    fn registration_expired(&self) -> bool {
+    pub(crate) fn registration_expired(&self) -> bool {
         let elapsed = completion::now().wrapping_sub(self.register_start.load(Relaxed));
 
         !self.registered.load(Relaxed) && elapsed > msecs_to_jiffies(REGISTER_TIMEOUT_MS)
@@ -434,58 +402,9 @@ impl Vtpm {
         self.verify();
     }
 
-    /// Verifies that the TPM is the one that is registered, before others' commands run. Its
-    /// response may take long.
-    pub(crate) fn verify(&self) -> Option<Comparison> {
-        let mut link = self.link.lock();
-        if !matches!(
-            self.connection.state(),
-            ConnState::Verifying | ConnState::Connected
-        ) {
-            return None;
-        }
-
-        let epoch = self.read_epoch(&mut link)?;
-        let comparison = link.tpm.check_and_update(&self.dev, epoch);
-        let event = if comparison == Comparison::Other {
-            ConnEvent::OtherTpm
-        } else {
-            ConnEvent::SameTpm
-        };
-        self.advance(&mut link, event);
-        Some(comparison)
-    }
-
-    /// Asks the TPM for its epoch. A response that is not the expected one counts only if the next
-    /// one is the same: the first may be the response to a command of an earlier connection.
-    /// `None` if there is no TPM to compare with, or if the connection ended.
-    fn read_epoch(&self, link: &mut Link) -> Option<Epoch> {
-        let version = link.tpm.version()?;
-        let mut last = None;
-
-        for _ in 0..EPOCH_TRIES {
-            let mut packet = [0; EPOCH_RESPONSE];
-
-            packet[..EPOCH_CMD_LEN].copy_from_slice(&version.epoch_command());
-            let epoch = match self.transmit_locked(link, &mut packet, EPOCH_CMD_LEN, 0, 0) {
-                Ok(length) => version.parse_epoch(packet.get(..length).unwrap_or_default()),
-                // The caller that aborted the command handles the connection.
-                Err(Failure::NoBackend) => return None,
-                Err(_) if self.connection.state() == ConnState::Wedged => return None,
-                Err(_) => Epoch::Unknown,
-            };
-            if link.tpm.is_expected(epoch) || last == Some(epoch) {
-                return Some(epoch);
-            }
-            last = Some(epoch);
-        }
-        // Commands will tell.
-        Some(Epoch::Unknown)
-    }
-
     /// The backend neither responded to a command nor to its cancel: asks it to close. When it is
     /// ready again the connection gets another page.
-    fn start_reconnect(&self, link: &mut Link) {
+    pub(crate) fn start_reconnect(&self, link: &mut Link) {
         if self.timeout_ratelimit.check() {
             dev_warn!(
                 self.dev,
@@ -535,26 +454,6 @@ impl Vtpm {
             work::flush_delayed::<_, RECONNECT>(self);
         }
     }
-
-    /// Carries out a command on the channel that there is, and replaces that if it is wedged by it.
-    #[inline]
-    fn transmit_locked(
-        &self,
-        link: &mut Link,
-        packet: &mut [u8],
-        length: usize,
-        locality: u8,
-        duration: Jiffies,
-    ) -> Result<usize, Failure> {
-        let Channel { slot, event } = link.channel.as_mut().ok_or(Failure::NoBackend)?;
-
-        let result = slot.transmit(event, packet, length, locality, duration);
-        // The caller that aborted a command handles the connection.
-        if slot.is_wedged() && result != Err(Failure::NoBackend) {
-            self.start_reconnect(link);
-        }
-        result
-    }
 }
 
 /// Whether the backend supports the protocol of this driver. A node that is not there says that it
@@ -564,82 +463,6 @@ fn supports_protocol(dev: &bus::Device<Core<'_>>) -> Result<bool> {
         Ok(value) => Ok(layout::speaks_protocol(value.bytes())),
         Err(ENOENT) => Ok(false),
         Err(e) => Err(e),
-    }
-}
-
-/// The `cancel` attribute, in place of the core's: that one waits for the running command to
-/// complete before it cancels, and a TPM 2.0 has none.
-struct Cancel;
-
-impl Attribute for Cancel {
-    type Ops = Vtpm;
-
-    const NAME: &'static CStr = c"cancel";
-    const MODE: u16 = 0o200;
-    const REPLACES: bool = true;
-
-    #[inline]
-    fn store(vtpm: &Vtpm, _text: &CStr) -> Result {
-        vtpm.cancel();
-        Ok(())
-    }
-}
-
-impl ChipOps for Vtpm {
-    const ATTRIBUTES: &'static [RawAttribute<Self>] = &[
-        RawAttribute::new::<Locality>(),
-        RawAttribute::new::<Cancel>(),
-    ];
-
-    #[inline]
-    fn send(
-        self: &Arc<Self>,
-        packet: &mut [u8],
-        length: usize,
-        duration: Jiffies,
-    ) -> Result<usize> {
-        let traced = trace::Command::begin(packet);
-        let locality = self.locality();
-        let result = self.connection.wait_connected().and_then(|()| {
-            let mut link = self.link.lock();
-
-            // The connection may be another one by now, whose TPM is not verified. Not ETIME for a
-            // registration that takes too long: the core would go on asking for the self test.
-            if !link.connected || self.registration_expired() {
-                return Err(Failure::NoBackend);
-            }
-            self.transmit_locked(&mut link, packet, length, locality, duration)
-        });
-
-        self.control.counters().command(length, &result);
-        let result = result.map_err(Error::from);
-        if let Some(traced) = traced {
-            traced.end((*self.dev).as_ref(), locality, length, &result);
-        }
-        if let Err(e) = result {
-            self.failed(e);
-        }
-        result
-    }
-
-    #[inline]
-    fn cancel(&self) {
-        self.control.cancel();
-        self.connection.cancel();
-    }
-}
-
-impl Vtpm {
-    /// A command failed.
-    #[cold]
-    fn failed(self: &Arc<Self>, error: Error) {
-        #[cfg(CONFIG_TCG_TPM2_HMAC)]
-        self.check_enabled();
-        // The TPM core logs each error but EPIPE, which neither a backend nor a user must be able
-        // to fill the log with.
-        if error != EPIPE && self.throttle.failed() && !self.is_shutting_down() {
-            fsleep(THROTTLE);
-        }
     }
 }
 

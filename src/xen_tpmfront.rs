@@ -7,6 +7,8 @@
 #[deny(unsafe_code)]
 mod channel;
 #[deny(unsafe_code)]
+mod commands;
+#[deny(unsafe_code)]
 mod connection;
 #[deny(unsafe_code)]
 mod counters;

@@ -94,7 +94,7 @@ impl<A: Attribute> Callbacks<A> {
         let data = unsafe { ChipData::<A::Ops>::of_device(dev) };
 
         from_result(|| {
-            let value = A::show(data.ops())?;
+            let value = A::show(&data.ops)?;
 
             // SAFETY: sysfs gives a page to write to; the format takes one unsigned integer.
             let length = unsafe { bindings::sysfs_emit(page, c"%u\n".as_char_ptr(), value) };
@@ -115,7 +115,7 @@ impl<A: Attribute> Callbacks<A> {
         let text = unsafe { CStr::from_char_ptr(text) };
 
         from_result(|| {
-            A::store(data.ops(), text)?;
+            A::store(&data.ops, text)?;
             // CAST: At most a page.
             Ok(count as isize)
         })

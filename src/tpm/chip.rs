@@ -76,7 +76,7 @@ pub(crate) trait ChipOps: Send + Sync + Sized + 'static {
 
 /// The driver data of a chip's device, for the chip's callbacks.
 pub(super) struct ChipData<T: ChipOps> {
-    ops: Arc<T>,
+    pub(super) ops: Arc<T>,
     /// The last response's tag, or the negative errno of the last command.
     last_result: Atomic<i32>,
     /// The last negative errno.
@@ -84,10 +84,6 @@ pub(super) struct ChipData<T: ChipOps> {
 }
 
 impl<T: ChipOps> ChipData<T> {
-    pub(super) fn ops(&self) -> &T {
-        &self.ops
-    }
-
     /// # Safety
     ///
     /// `dev` is the device of a [`Chip<T>`] that is valid for `'a`.
@@ -237,9 +233,8 @@ impl<T: ChipOps> Drop for Chip<T> {
 /// As `to_result()`, for functions of the core that may let a TPM's own, positive error through.
 fn to_result_of_tpm(result: c_int) -> Result {
     match result {
-        0 => Ok(()),
-        error if error < 0 => Err(Error::from_errno(error)),
-        _ => Err(EIO),
+        1.. => Err(EIO),
+        result => to_result(result),
     }
 }
 

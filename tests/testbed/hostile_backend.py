@@ -8,9 +8,8 @@ import threading
 
 from testbed import programs, wait
 from testbed.hostile_table import (
-    ONE_VERSION, OTHER_TPM, REBOUND, SAME_CONNECTION, as_expected, behaviours, write_table)
+    ONE_VERSION, OTHER_TPM, REBOUND, SAME_CONNECTION, SPLAT, as_expected, behaviours, write_table)
 from testbed.machine import BedError
-from tools import steps
 from testbed.report import Failure, Noted
 
 PROGRAM = "/usr/sbin/xen-hostile-backend"
@@ -53,10 +52,6 @@ until [ -S /run/hostile.tpm ]; do sleep 0.1; done
 xen-hostile-backend serve /run/hostile.tpm >/host/hostile-backend.log 2>&1 &
 until grep -q ready /host/hostile-backend.log; do kill -0 $! || exit 1; sleep 0.1; done
 """
-
-
-with open(f"{steps.TOP}/tests/guest/complaints", encoding="ascii") as patterns:
-    SPLAT = re.compile("|".join(line.rstrip("\n") for line in patterns if not line.startswith("#")))
 
 
 class Trial:

@@ -50,7 +50,7 @@ MENDED = {
         "const { assert!(!A::REPLACES ",
         "replaces: A::REPLACES,",
     ),
-    "src/vtpm.rs": (
+    "src/commands.rs": (
         "struct Cancel;",
         "impl Attribute for Cancel ",
         "RawAttribute::new::<Cancel>(),",
@@ -63,10 +63,8 @@ UNUSED = {("crate", "protocol", "quirks", "Quirk"), ("crate", "tpm", "attribute"
 
 # The attribute `locality`, which is the last patch.
 LOCALITY = {
-    "src/vtpm.rs": (
-        "RawAttribute::new::<Locality>(),",
-        "pub(crate) fn set_locality(",
-    ),
+    "src/commands.rs": ("RawAttribute::new::<Locality>(),",),
+    "src/vtpm.rs": ("pub(crate) fn set_locality(",),
     "src/xen_tpmfront.rs": ("mod locality;",),
 }
 LOCALITY_USED = {("crate", "locality", "Locality")}
@@ -201,7 +199,7 @@ def abstraction(name, room, rules=()):
 def driver(name, *tables, unused=()):
     """A file of the driver as it is there: the abstractions are the kernel crate's."""
     def path(parts):
-        if parts in UNUSED and name == "src/vtpm.rs" or parts in unused:
+        if parts in UNUSED and name == "src/commands.rs" or parts in unused:
             return None
         if parts[:2] == ("crate", "protocol") and parts[2] in OF_ANY_TPM:
             return "kernel", "tpm", *parts[2:]

@@ -20,6 +20,7 @@ use tempfile::TempDir;
 
 use crate::faults::Faults;
 use crate::hypervisor::Hypervisor;
+use crate::processes::all_processes;
 use crate::standins;
 use crate::xenstore::Xenstore;
 
@@ -471,12 +472,6 @@ impl Host {
         let uids = self.first_uid..self.first_uid + UIDS;
         started || uid.is_some_and(|uid: u32| uids.contains(&uid))
     }
-}
-
-/// The ids of all processes.
-pub(crate) fn all_processes() -> impl Iterator<Item = u32> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 impl Drop for Host {

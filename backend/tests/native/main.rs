@@ -17,6 +17,7 @@ mod lifecycle;
 mod log_lines;
 mod manager;
 mod neighbours;
+mod processes;
 mod sandbox;
 mod save;
 mod standins;

@@ -13,7 +13,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 use rustix::thread::{move_into_link_name_space, unshare, LinkNameSpaceType, UnshareFlags};
 
-use crate::host::{all_processes, wait_for, Host, LIMIT};
+use crate::host::{wait_for, Host, LIMIT};
+use crate::processes::all_processes;
 use crate::toolstack::uuid;
 use crate::tpm::GET_RANDOM;
 

@@ -41,7 +41,7 @@ impl Connection {
             Look::Cancelled | Look::Refused(_) => {}
             Look::Command { .. } => {
                 null_tpm::answer(self.exchange.command(), answer);
-                if self.exchange.answer(&self.page, answer) == Delivery::Dropped {
+                if self.exchange.respond(&self.page, answer) == Delivery::Dropped {
                     return Ok(());
                 }
             }
