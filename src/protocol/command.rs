@@ -80,6 +80,8 @@ pub struct Flags<F> {
     submit_event: F,
     /// The backend owes an event for the CANCEL.
     cancel_event: F,
+    /// The backend owes an event for an earlier command.
+    late_event: F,
     /// The running command is to be cancelled.
     cancel: F,
     /// The connection is about to end.
@@ -95,6 +97,7 @@ impl<F: Flag> Flags<F> {
             irq_armed: flag(),
             submit_event: flag(),
             cancel_event: flag(),
+            late_event: flag(),
             cancel: flag(),
             abort: flag(),
             silent: flag(),
@@ -103,7 +106,18 @@ impl<F: Flag> Flags<F> {
 
     /// Whether the backend owed the event that has come.
     fn take_event(&self) -> bool {
-        self.submit_event.swap(false) || self.cancel_event.swap(false)
+        self.submit_event.swap(false)
+            || self.cancel_event.swap(false)
+            || self.late_event.swap(false)
+    }
+
+    /// A command is submitted. The backend may still owe an event for the one before.
+    fn owe_event(&self) {
+        if self.submit_event.get() || self.cancel_event.get() {
+            self.late_event.set(true);
+        }
+        self.cancel_event.set(false);
+        self.submit_event.set(true);
     }
 }
 
@@ -179,8 +193,12 @@ pub trait WaitContext {
             return expected;
         }
         // The waiter may have seen the completion before the event came, or CANCEL has overwritten
-        // it.
-        (complete || state == State::Cancel as u8) && flags.take_event()
+        // it; or the next command is submitted by now.
+        if complete || state == State::Cancel as u8 {
+            flags.take_event()
+        } else {
+            flags.late_event.swap(false)
+        }
     }
 
     /// From now on an event that finds the command completed ends a wait. To be called before the
@@ -284,8 +302,7 @@ impl CommandSlot {
         }
 
         let idle = self.idle.take().ok_or(Failure::NoBackend)?;
-        flags.cancel_event.set(false);
-        flags.submit_event.set(true);
+        flags.owe_event();
         context.arm_irq();
         let submitted = match idle.submit(page, &request, locality) {
             Ok(submitted) => submitted,

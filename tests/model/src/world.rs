@@ -121,6 +121,8 @@ pub struct World<'a> {
     dirty: Cell<bool>,
     now: Cell<Jiffies>,
     completed: Cell<bool>,
+    /// The backend owes an event for an earlier command.
+    late: Cell<bool>,
     /// The last command that ended in one of these ways timed out, and had no response.
     silent: Cell<bool>,
     aborted: Cell<bool>,
@@ -143,6 +145,7 @@ impl<'a> World<'a> {
             dirty: Cell::new(false),
             now: Cell::new(START),
             completed: Cell::new(false),
+            late: Cell::new(false),
             silent: Cell::new(false),
             aborted: Cell::new(false),
             interventions: Cell::new(bounds.interventions),
@@ -186,6 +189,12 @@ impl<'a> World<'a> {
             duration.clamp(Self::jiffies(MIN_TIMEOUT_MS), Self::jiffies(MAX_TIMEOUT_MS))
         };
 
+        {
+            let last = self.command.borrow();
+            let owed = u32::from(last.payload_written) + u32::from(last.cancelled);
+            self.late
+                .set(self.late.get() || last.expected < owed + u32::from(self.late.get()));
+        }
         *self.command.borrow_mut() = Command {
             request: packet.get(..length).unwrap_or_default().to_vec(),
             locality: fill,
@@ -371,7 +380,8 @@ impl<'a> World<'a> {
             }
         }
         let command = self.command.borrow();
-        let owed = 1 + u32::from(command.cancelled);
+        // One for the SUBMIT, one for the CANCEL, and one that is late.
+        let owed = 1 + u32::from(command.cancelled) + u32::from(self.late.get());
         assert!(
             command.expected <= owed,
             "a storm counts as expected events"

@@ -202,3 +202,22 @@ fn an_event_whose_response_cancel_overwrites_is_not_spurious() {
     wire.interrupt();
     assert_eq!(wire.spurious.get(), 1);
 }
+
+#[test]
+fn an_event_behind_the_next_submit_is_late_but_not_spurious() {
+    // The backend is held up between FINISH and its event, and the frontend polls the page.
+    let wire = Wire::new(&[
+        |wire| wire.set(State::Finish),
+        |wire| {
+            wire.interrupt();
+            finish(wire);
+        },
+    ]);
+    let mut slot = CommandSlot::new();
+
+    assert_eq!(wire.command(&mut slot), Ok(HEADER_SIZE));
+    assert_eq!(wire.command(&mut slot), Ok(HEADER_SIZE));
+    assert_eq!(wire.spurious.get(), 0);
+    wire.interrupt();
+    assert_eq!(wire.spurious.get(), 1);
+}
