@@ -44,7 +44,7 @@ pub enum Message {
     Vtpm {
         /// Which.
         id: Id,
-        /// It has a `state` that is not Closed.
+        /// It has a `state` that is not Closed, or it had any when the manager started.
         needed: bool,
     },
     /// Everything that was there has been told.
@@ -168,6 +168,7 @@ pub fn spawn(source: Source) -> io::Result<()> {
             known: BTreeSet::new(),
             retry: BTreeSet::new(),
             silent: false,
+            first: true,
         };
         follower.run();
     };
@@ -219,6 +220,9 @@ struct Follower {
     retry: BTreeSet<Id>,
     /// A failure was logged, and nothing has succeeded since.
     silent: bool,
+    /// Nothing was told yet. A vTPM that a former manager closed may have to be opened again: its worker
+    /// knows.
+    first: bool,
 }
 
 impl Follower {
@@ -315,7 +319,7 @@ impl Follower {
             match store.read(&format!("{base}/{id}/{STATE}")) {
                 Ok(state) => {
                     self.silent = false;
-                    let needed = state.is_some_and(|state| state != CLOSED);
+                    let needed = state.is_some_and(|state| state != CLOSED || self.first);
                     match needed {
                         true => self.known.insert(id),
                         false => self.known.remove(&id),
@@ -329,10 +333,11 @@ impl Follower {
                 }
             }
         }
-        match changes.all {
-            true => self.tell(Message::Scanned),
-            false => Ok(()),
+        if changes.all {
+            self.first = false;
+            self.tell(Message::Scanned)?;
         }
+        Ok(())
     }
 
     fn tell(&self, message: Message) -> Result<(), Error> {

@@ -171,7 +171,7 @@ impl Worker {
     /// Goes on where a former worker stopped, if the TPM is still there. A fresh one does not take the
     /// place of the one that a running guest had, unless the administrator says so.
     pub(super) fn take_over(&mut self, facts: Facts) -> Result<Option<Outcome>, Failure> {
-        use BusState::{Closing, Connected, Initialised};
+        use BusState::{Closed, Closing, Connected, Initialised};
 
         let uuid = self.identify()?;
         let guest = matches!(facts.frontend, Some(Initialised | Connected | Closing));
@@ -207,6 +207,10 @@ impl Worker {
             Some(Connected | Closing) if guest => {
                 self.stage = Stage::Connected;
                 Ok(self.lost(&Failure::Gone))
+            }
+            Some(Closed) => {
+                log::warn!("closed by a former worker");
+                Ok(self.close_lost())
             }
             _ => self.start(),
         }

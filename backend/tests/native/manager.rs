@@ -174,3 +174,30 @@ pub(crate) fn cpu_time(pid: u32) -> Duration {
         .sum();
     Duration::from_millis(ticks * 10)
 }
+
+/// What `stop` closed: the next manager opens it again where the administrator wants fresh TPMs. Otherwise it
+/// stays closed, since a running guest could forge the past of a TPM with fresh PCRs.
+#[test]
+fn what_was_stopped_is_opened_again_where_that_is_wanted() {
+    for (on_death, shown) in [("restart", "2"), ("closed", "6")] {
+        let config = format!("[tpm]\non-death = \"{on_death}\"\n");
+        let Some(host) = Host::bare(&config) else {
+            return;
+        };
+        host.start();
+        let guest = host.boot(7, &uuid(7));
+        host.cli_ok(&["stop"]);
+        host.manager_ended(LIMIT).expect("the manager ends");
+        guest.show("6");
+        assert_eq!(host.backend_state(7).as_deref(), Some("6"), "{on_death}");
+        host.start();
+        assert!(wait_for(LIMIT, || host
+            .log()
+            .contains("closed by a former worker")));
+        assert!(wait_for(LIMIT, || host
+            .processes("serve", Some(7))
+            .is_empty()
+            == (shown == "6")));
+        host.await_state(7, shown);
+    }
+}
