@@ -40,8 +40,6 @@ check_stall_bind() {
 # The last guest of this TPM told it that it would lose its power, or did not.
 check_orderly() { like "the TPM's last end" "$(orderly)" '.*orderly: *1.*'; }
 
-check_not_orderly() { like "the TPM's last end" "$(orderly)" '.*orderly: *0.*'; }
-
 orderly() { tpm2 getcap properties-variable | grep -i orderly; }
 
 check_stall_over() { works_as_tpm0; }
