@@ -7,7 +7,7 @@ from testbed import wait
 from testbed.guest import Guest
 from testbed.report import Failure
 
-SETS = ("test",)
+SETS = ("deep",)
 
 ERROR = "/local/domain/0/error/backend/vtpm"
 # xl itself waits 10 s for a backend: what takes less did not end by that.
