@@ -7,12 +7,13 @@
 //! written it. That is more than any backend can do, and all that the reader ever sees of one.
 //! What the frontend does is watched: the first step against the rules panics.
 
+mod flag;
 mod page;
 
 use std::cell::{Cell, RefCell};
 
 use xen_tpm_protocol::command::{
-    CommandSlot, Failure, Flag, Flags, Jiffies, Transport, Wait, WaitContext, CANCEL_TIMEOUT_MS,
+    CommandSlot, Failure, Flags, Jiffies, Transport, Wait, WaitContext, CANCEL_TIMEOUT_MS,
     MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, SILENT_TIMEOUT_MS,
 };
 use xen_tpm_protocol::layout::MAX_PACKET;
@@ -20,6 +21,7 @@ use xen_tpm_protocol::packet::HEADER_SIZE;
 use xen_tpm_protocol::State;
 
 use crate::choice::Choices;
+pub use flag::PlainFlag;
 
 /// How many steps a command may take after its time is over and all is quiet: many more than it
 /// needs, many less than for ever.
@@ -37,24 +39,6 @@ enum Owner {
     Backend { cancelled: bool },
     /// Nobody's any more.
     GivenUp,
-}
-
-/// A flag of one thread.
-#[derive(Debug, Default)]
-pub struct PlainFlag(Cell<bool>);
-
-impl Flag for PlainFlag {
-    fn get(&self) -> bool {
-        self.0.get()
-    }
-
-    fn set(&self, value: bool) {
-        self.0.set(value);
-    }
-
-    fn swap(&self, value: bool) -> bool {
-        self.0.replace(value)
-    }
 }
 
 /// What the running command is, and what happened to it.
