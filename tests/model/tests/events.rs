@@ -6,27 +6,12 @@
 
 use std::cell::{Cell, RefCell};
 
+use xen_tpm_model::world::PlainFlag;
 use xen_tpm_protocol::command::{
-    CommandSlot, Failure, Flag, Flags, Jiffies, Transport, Wait, WaitContext,
+    CommandSlot, Failure, Flags, Jiffies, Transport, Wait, WaitContext,
 };
 use xen_tpm_protocol::packet::HEADER_SIZE;
 use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
-
-struct PlainFlag(Cell<bool>);
-
-impl Flag for PlainFlag {
-    fn get(&self) -> bool {
-        self.0.get()
-    }
-
-    fn set(&self, value: bool) {
-        self.0.set(value);
-    }
-
-    fn swap(&self, value: bool) -> bool {
-        self.0.replace(value)
-    }
-}
 
 /// What happens while the frontend waits.
 type Script = fn(&Wire);
@@ -45,7 +30,7 @@ impl Wire {
     fn new(script: &[Script]) -> Self {
         Self {
             state: Cell::new(0),
-            flags: Flags::new(|| PlainFlag(Cell::new(false))),
+            flags: Flags::new(PlainFlag::default),
             script: RefCell::new(script.iter().rev().copied().collect()),
             before_cancel: Cell::new(None),
             spurious: Cell::new(0),
