@@ -269,9 +269,10 @@ impl Launch {
         limit(Resource::Fsize, MAX_FILE)?;
         limit(Resource::Nofile, MAX_FILES)?;
         limit(Resource::As, u64::from(self.memory) << 20)?;
-        match self.first_uid {
-            Some(_) => limit(Resource::Nproc, MAX_PROCESSES),
-            None => Ok(()),
+        match (self.first_uid, &self.program) {
+            (Some(_), Program::Swtpm { .. }) => limit(Resource::Nproc, MAX_PROCESSES),
+            // swtpm_setup is yet to be forked, by a root that may be an ordinary user's: see setpriv().
+            _ => Ok(()),
         }
     }
 
@@ -300,6 +301,11 @@ impl Launch {
             }
         }
         command.arg("--");
+        if let Program::Setup { .. } = self.program {
+            // Of its own user's processes: those of this one's may be many already.
+            command.arg("/usr/bin/prlimit");
+            command.arg(format!("--nproc={MAX_PROCESSES}"));
+        }
         command
     }
 }

@@ -18,7 +18,7 @@ DISK_DOM0 = os.path.join(os.path.dirname(TESTS), "tools/package/dom0")
 DOM0_PROGRAMS = """
 xl xenstored oxenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper
 xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-list xenstore-chmod xenstore-watch
-xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv flock
+xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
 """.split()
 
 DOM0_MODULES = """
