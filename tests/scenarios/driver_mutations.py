@@ -7,15 +7,16 @@ import contextlib
 from testbed import mutations
 from testbed.machine import BedError
 from testbed.report import Failure
+from tools.steps import StepError
 
 SETS = ("deep",)
 
-# What dom0 does between two checks, as the patches' lines Found-by: say it.
 STOPPED = {"stop swtpm": "swtpm", "stop the backend": "xen-vtpmd"}
 
 
 def act(bed, guest, word):
-    """A step before the check that has to fail: something in dom0, or a check that passes."""
+    """A step before the check that has to fail: one of mutations.STEPS in dom0, or a check that
+    passes."""
     if word in STOPPED:
         bed.machine.must(f"kill -STOP $(pidof {STOPPED[word]})")
     elif word == "go on":
@@ -48,24 +49,34 @@ def found(bed, guest, words):
 
 def well_again(bed, guest):
     """The next one finds dom0 as this one did."""
+    bed.machine.run("kill -CONT $(pidof swtpm xen-vtpmd)")
     with contextlib.suppress(BedError):
         guest.destroy()
-    bed.machine.run("kill -CONT $(pidof swtpm xen-vtpmd)")
     if bed.machine.run("pidof xen-vtpmd")[0]:
         bed.start_backend()
+
+
+def is_built(bed, path, bugs):
+    """The driver with the bug builds, unless it is that which finds the bug."""
+    name = mutations.name_of(path)
+    fails = mutations.found_by(path) == [mutations.BUILD_FAILS]
+    try:
+        bugs[name] = path, mutations.build_module(bed.kernel, path)
+    except StepError as why:
+        if not fails:
+            raise
+        return str(why)[:300]
+    if fails:
+        del bugs[name]
+        raise Failure("it builds")
+    return ""
 
 
 def run(bed):
     """A guest for each, with the same TPM."""
     bugs = {}
     for path in mutations.patches("driver"):
-        name = mutations.name_of(path)
-        built = []
-        if bed.record(
-            f"{name} is built",
-            lambda path=path, built=built: built.append(mutations.build_module(bed.kernel, path)),
-        ):
-            bugs[name] = path, built[0]
+        bed.record(f"the build of {mutations.name_of(path)}", is_built, bed, path, bugs)
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm], config='on-death = "restart"',
              guest_files={f"/seeded/{name}.ko": module for name, (_, module) in bugs.items()})

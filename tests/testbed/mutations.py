@@ -4,7 +4,9 @@ them: on the host (suites/proof.py) and in a guest (the scenarios hostile_backen
 driver_mutations)."""
 
 import filecmp
+import functools
 import glob
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +19,17 @@ from tools.sources import read, sources
 
 # Scenarios run side by side.
 _building = threading.Lock()
+
+# What dom0 does between two of the checks that a line Found-by: of the driver's names.
+STEPS = ("stop swtpm", "stop the backend", "go on", "end the backend", "start the backend")
+# The driver does not build with that bug.
+BUILD_FAILS = "the build"
+# Where what is named on a line Found-by: is defined, and how; of the daemon's tests in tests/.
+CHECKS = {
+    "driver": (r"tests/guest/\w+\.sh$", r"^check_{}\(\)"),
+    "daemon": (r"backend/src/.*\.rs$", r"\bfn {}\(\)"),
+    "testbed": (r"tests/unit/\w+\.py$", r"\bdef {}\("),
+}
 
 
 def patches(kind="protocol"):
@@ -41,6 +54,26 @@ def found_by(path):
     if not match:
         raise StepError(f"{path} has no line Found-by: that names the check that finds it")
     return [word.strip() for word in match[1].split(",")]
+
+
+@functools.cache
+def texts(pattern):
+    """All files whose names are like that, as one text."""
+    return "\n".join(read(name) for name in sources() if re.match(pattern, name))
+
+
+def not_there(kind, path):
+    """Which words of its line Found-by: name no check that there is."""
+    found = []
+    for word in found_by(path):
+        files, definition = CHECKS[kind]
+        target, _, name = word.rpartition(" ") if kind == "daemon" else ("", "", word)
+        if target:
+            files = rf"backend/tests/{target}/\w+\.rs$"
+        defined = re.compile(definition.format(re.escape(name.rpartition("::")[2])), re.MULTILINE)
+        if word not in (*STEPS, BUILD_FAILS) and not defined.search(texts(files)):
+            found.append(word)
+    return found
 
 
 def copy(folder, wanted):
@@ -69,11 +102,15 @@ def seed(path, folder, *how):
 
 def build_module(kernel, path):
     """The driver with that bug, as a module; returns its path. All are built in one directory,
-    where only what the bug touches is compiled anew."""
+    where only what the bug touches is compiled again, and none twice of the same sources."""
     name, folder = name_of(path), f"{BUILD}/seeded/{kernel.release}"
-    module = f"{BUILD}/seeded/{kernel.release}-{name}.ko"
+    parts = sorted(filter(intree.PARTS.match, sources()))
+    texts = "".join(map(read, [os.path.relpath(path, TOP), *parts])).encode()
+    module = f"{folder}-{name}-{hashlib.sha256(texts).hexdigest()[:12]}.ko"
     with _building:
-        for source in filter(intree.PARTS.match, sources()):
+        if os.path.exists(module):
+            return module
+        for source in parts:
             target = f"{folder}/{source}"
             if not os.path.exists(target) or not filecmp.cmp(f"{TOP}/{source}", target, False):
                 os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -86,7 +123,8 @@ def build_module(kernel, path):
                 f"seeded-{name}.log",
                 f"the module with the bug {name} does not build",
             )
-            shutil.copyfile(f"{folder}/xen-tpmfront.ko", module)
+            shutil.copyfile(f"{folder}/xen-tpmfront.ko", f"{module}.new")
+            os.rename(f"{module}.new", module)
         finally:
             seed(path, folder, "-R")
     return module
