@@ -27,7 +27,7 @@ device_create_file compat_only_sysfs_link_entry_to_kobj
 # More than any operation has.
 MANY = 100000
 # Each try takes seconds on this kernel.
-MOST = 20
+MOST = 8
 # What asks for the backend's state.
 STATE = "xenbus_read_driver_state"
 # What may come out of a failed allocation or user copy.

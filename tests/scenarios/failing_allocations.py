@@ -11,7 +11,7 @@ SETS = ("debug",)
 
 # More allocations than a reconnect has, and how many of them fail: each takes a new backend, and
 # half a minute.
-MANY, MOST = 100000, 4
+MANY, MOST = 100000, 2
 
 
 def works(guest, seconds):

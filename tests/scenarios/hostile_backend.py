@@ -4,7 +4,7 @@ so does its TPM."""
 
 from testbed import hostile_backend
 
-SETS = ("test", "debug", "race")
+SETS = ("test", "debug")
 
 WORST = (
     "honest",

@@ -4,7 +4,7 @@ start."""
 
 from testbed.guest_checks import IMA_FROM_THE_START, IMA_POLICY
 
-SETS = ("deep", "intree")
+SETS = ("intree",)
 KERNEL = "intree"
 VARIANTS = {"deep": {"sets": ("deep",), "load": "ima_load_5000"}}
 

@@ -11,7 +11,7 @@ from testbed.guest import Vtpm
 from testbed.report import Failure
 from testbed.toolstack import must_be
 
-SETS = ("deep",)
+SETS = ()
 # How often what is killed: a few of each, under less load, which takes less time.
 FEW = {"daemon": 2, "restart": 1, "closed": 1, "first start": 1}
 # One guest lives through fifty, with an NV counter in both TPMs.

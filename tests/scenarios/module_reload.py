@@ -6,7 +6,6 @@ from testbed.report import Failure
 SETS = ("test", "compare")
 # It has two processors, and with less than that it takes ten times as long.
 ALONE = True
-VARIANTS = {"deep": {"sets": ("deep",), "count": 100}}
 
 # The debug kernel is for what a turn leaves behind or does wrong; the race is the stock kernel's to
 # find.

@@ -10,7 +10,7 @@ from testbed import backend_resources, guest_resources, ledger, toolstack
 from testbed.guest_scripts import in_guest
 from testbed.report import Failure
 
-SETS = ("test", "compare", "race")
+SETS = ("test", "compare", "debug", "race")
 
 # How long the load may take to go on after an event.
 LIMIT = 60
@@ -103,13 +103,13 @@ def each_once(chance):
 
 
 def for_long(chance):
-    """LIFECYCLE_SECONDS= is for another time than half an hour."""
-    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 1800)
+    """LIFECYCLE_SECONDS= is for another time than ten minutes."""
+    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 600)
     while time.monotonic() < until:
         yield chance.choice(list(EVENTS))
 
 
-# Half an hour, under constant load.
+# Ten minutes, under constant load.
 VARIANTS = {"deep": {"sets": ("deep",), "events": for_long, "pause": 0}}
 
 

@@ -6,7 +6,7 @@ import time
 
 from testbed import wait
 
-SETS = ("test", "debug")
+SETS = ("test",)
 
 # One second for last words, and what the testbed needs to go down. A command that is waited for
 # takes a minute.

@@ -3,37 +3,39 @@
 one m are all of it."""
 
 import re
+import time
 
 from suites import coverage, host, intree, proof, scenarios, series
 from tools.steps import StepError
 
-# Minutes on two quiet processors, which the shares are made by; each scenario beside two others.
-# What is not here takes MINUTES_OTHERWISE.
+# Minutes on two quiet processors, which the shares are made by; those of a kernel of our own with
+# what it takes to build it. A scenario has a third of its time, since it runs beside two others.
+# What is not here takes MINUTES_OTHERWISE. `make results` has what the last run took.
 MINUTES = {
-    "host": 10,
-    "proof": 25,
+    "host": 7,
+    "proof": 13,
     "coverage": 5,
-    "mutations": 10,
-    "intree": 20,
-    "corners": 15,
-    "series": 15,
-    "series build": 30,
-    # With what it takes to build the kernel.
-    "debug kernel": 60,
-    "race kernel": 45,
-    "intree kernel": 25,
-    "series kernel": 20,
-    "hostile_backend_deep": 20,
-    "random_lifecycle_deep": 15,
-    "kill_daemon_50": 10,
-    "hotplug_deep": 6,
-    "hostile_backend_seeded": 5,
-    "driver_mutations": 10,
-    "save_restore_20": 5,
-    "module_reload_deep": 6,
-    "package": 5,
+    "mutations": 9,
+    "corners": 6,
+    "series": 1,
+    "debug kernel": 28,
+    "race kernel": 19,
+    "intree kernel": 24,
+    "series kernel": 17,
+    "hostile_backend_deep": 13,
+    "random_lifecycle_deep": 4,
+    "kill_daemon_50": 6,
+    "hostile_backend_seeded": 3,
+    "driver_mutations": 3,
+    "save_restore_20": 4,
+    "package": 4,
+    "hostile_frontend_deep": 2,
 }
-MINUTES_OTHERWISE = 2
+MINUTES_OTHERWISE = 0.8
+# Suites that have the kernel of some scenarios: it is built but once.
+WITH_KERNEL = {"intree": "intree kernel", "series build": "series kernel"}
+# The same tree, and nearly the same objects.
+SAME_TREE = {"hmac": "intree"}
 
 
 def share(units, part):
@@ -56,13 +58,22 @@ def share(units, part):
 def unit(scenario):
     """What a scenario is dealt out with: others with the same kernel of our own, which is built but
     once."""
-    return f"{scenario.kernel} kernel" if scenario.kernel else scenario.name
+    if not scenario.kernel:
+        return scenario.name
+    return f"{SAME_TREE.get(scenario.kernel, scenario.kernel)} kernel"
 
 
-def run(report, kernels, xen, named, part):
-    """All of it, a part, or the scenarios that are named."""
-    newest, chosen = scenarios.booted(kernels)[0], scenarios.selected(named or "deep")
-    suites = {
+def timed(report, name, suite):
+    """Runs a suite; how long it took is in the report, for MINUTES."""
+    start = time.monotonic()
+    suite()
+    seconds = time.monotonic() - start
+    report.add("deep", f"the time of {name}", "noted", seconds, f"{seconds / 60:.1f} minutes")
+
+
+def suites_of(report, kernels, newest):
+    """All suites, by their names, as functions."""
+    return {
         "host": lambda: host.run_deep(report),
         "proof": lambda: proof.run(report),
         "coverage": lambda: coverage.run(report),
@@ -70,17 +81,28 @@ def run(report, kernels, xen, named, part):
         "intree": lambda: intree.run(report, newest),
         "corners": lambda: intree.run_corners(report, newest),
         "series": lambda: [
-            series.run_other(report, kernel) for kernel in kernels if kernel != newest
+            series.run(report, kernel.source) for kernel in kernels if kernel != newest
         ],
         "series build": lambda: series.run_whole(report, newest),
     }
-    if named:
-        suites.clear()
-    units = {name: MINUTES.get(name, MINUTES_OTHERWISE) for name in [*suites, *map(unit, chosen)]}
+
+
+def units_of(suites, chosen):
+    """What is dealt out, with its minutes."""
+    names = [*(WITH_KERNEL.get(name, name) for name in suites), *map(unit, chosen)]
+    return {name: MINUTES.get(name, MINUTES_OTHERWISE) for name in names}
+
+
+def run(report, kernels, xen, named, part):
+    """All of it, a part, or the scenarios that are named."""
+    newest, chosen = scenarios.booted(kernels)[0], scenarios.selected(named or "deep")
+    suites = {} if named else suites_of(report, kernels, newest)
+    units = units_of(suites, chosen)
     mine = share(units, part)
-    print(f"    to do: {', '.join(sorted(mine))}", flush=True)
+    minutes = sum(units[name] for name in mine)
+    print(f"    to do, in about {minutes:.0f} minutes: {', '.join(sorted(mine))}", flush=True)
     for name, suite in suites.items():
-        if name in mine:
-            suite()
+        if WITH_KERNEL.get(name, name) in mine:
+            timed(report, name, suite)
     if ours := [one for one in chosen if unit(one) in mine]:
-        scenarios.run(report, kernels, xen, ours)
+        timed(report, "scenarios", lambda: scenarios.run(report, kernels, xen, ours))

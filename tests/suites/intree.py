@@ -55,16 +55,12 @@ def excludes(stock):
     return f"{len(CHOICES)} choices"
 
 
-def objects(stock, corner, *source):
-    """What Rust has, the TPM's core and the driver under another configuration: built in and, where
-    there are any, as a module."""
+def objects(stock, corner):
+    """What Rust has, the TPM's core and the driver, built in, under another configuration."""
     with step(f"building the driver for {stock.series} under the configuration '{corner}'"), \
-            configs.tree(stock, corner, *source) as kernel:
+            configs.tree(stock, corner) as kernel:
         configs.configure(kernel)
         has_driver(kernel, "built-in.a")
-        if configs.has_modules(kernel):
-            intree.choose(kernel, f"corner-{corner}-config.log", *intree.AS_MODULE)
-            has_driver(kernel, "xen-tpmfront.o")
 
 
 def has_driver(kernel, wanted):

@@ -223,6 +223,6 @@ def _run_one(one, bed):
             why = traceback.format_exc()
         finally:
             bed.stop()
-        if why:
-            bed.report.add(bed.suite, "runs to its end", "fail", time.monotonic() - start,
-                           f"{why}\nWhat it had to check after this was not checked.")
+        bed.report.add(
+            bed.suite, "runs to its end", "fail" if why else "pass", time.monotonic() - start,
+            f"{why}\nWhat it had to check after this was not checked." if why else "")

@@ -7,11 +7,11 @@ import re
 import shutil
 import subprocess
 
-from tools.kernels import configs, intree
+from tools.kernels import intree
 from tools.series import generate
 from testbed.report import Failure
-from tools.steps import BUILD, JOBS, LOGS, must, output, step
-from suites.intree import objects, without_warnings
+from tools.steps import BUILD, JOBS, must, output, step
+from suites.intree import without_warnings
 
 # Who sends the series signs it off, nobody else can. That a file is new, or that MAINTAINERS may
 # have to be changed, is no mistake; and the commits that are fixed are not in the project's
@@ -37,9 +37,6 @@ print(*(found[0] for found in parser.doc()))
 # refers to.
 LOGO = {f"Documentation/images/{name}": "" for name in ("logo.svg", "COPYING-logo")}
 NOT_THERE = re.compile("srctree/ link to (Documentation|samples|tools)/")
-
-# The file of the tree that a warning is about.
-POINTS_AT = re.compile(r"^ *--> .*/source/([^:]+):", re.MULTILINE)
 
 # What is to come has no user before the driver is there.
 STAND_IN = """\
@@ -151,9 +148,10 @@ def until_then(files):
 
 
 def builds(stock, commit, log):
-    """The kernel after one of the patches."""
+    """What Rust has, the TPM core and xenbus after one of the patches; the rest of the kernel is
+    compiled when all are there."""
     with intree.tree(stock, lambda _: until_then(generate.files(commit))) as kernel:
-        intree.make(kernel, log)
+        intree.make_part(kernel, log)
     without_warnings(log)
 
 
@@ -187,40 +185,6 @@ def lints(stock):
         )
     without_warnings("series-clippy.log")
     without_warnings("series-rustdoc.log", NOT_THERE)
-
-
-def lints_part(stock):
-    """Clippy alone, of what `objects()` builds. What it says on the rest of the kernel crate is for
-    others to mend."""
-    log = "series-part-clippy.log"
-    with step(f"clippy on {stock.series} with the series"), \
-            configs.tree(stock, "series", lambda _: generate.files("HEAD")) as kernel:
-        configs.objects(kernel, log, "CLIPPY=1", "CONFIG_WERROR=")
-    text = intree.content(f"{LOGS}/{log}")
-    if not re.search(rf"CLIPPY.* {generate.DRIVER}/", text):
-        raise Failure(f"it did not look at the driver: see build/log/{log}")
-    if found := set(POINTS_AT.findall(text)) & set(generate.files("HEAD")):
-        raise Failure(f"{', '.join(sorted(found))}: see build/log/{log}")
-
-
-def run_part(report, stock):
-    """For a kernel that is not built as a whole, and the series that `run()` has written for it."""
-    built = report.check(
-        "series",
-        f"{stock.series}: the kernel crate and the driver build with it",
-        objects,
-        stock,
-        "series",
-        lambda _: generate.files("HEAD"),
-    )
-    if built:
-        report.check("series", f"{stock.series}: clippy has nothing to say", lints_part, stock)
-
-
-def run_other(report, stock):
-    """The series for a kernel that is not built as a whole."""
-    run(report, stock.source)
-    run_part(report, stock)
 
 
 def run_whole(report, stock):

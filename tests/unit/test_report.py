@@ -8,7 +8,7 @@ import unittest
 from unittest import mock
 from xml.etree import ElementTree
 
-from suites import deep, host, proof
+from suites import deep, host, proof, scenarios
 from testbed import report as reports
 from testbed import wait
 from testbed.report import Failure, Noted, Report, Skip
@@ -177,6 +177,18 @@ class Shares(unittest.TestCase):
 
     def test_without_part_it_is_all(self):
         self.assertEqual(deep.share(self.UNITS, ""), set(self.UNITS))
+
+    def test_minutes_are_of_what_there_is(self):
+        units = deep.units_of(deep.suites_of(None, [], None), scenarios.selected("deep"))
+        self.assertLessEqual(set(deep.MINUTES), set(units))
+        self.assertLessEqual(sum(units.values()), 180, "make test-deep is to take three hours")
+
+    def test_a_kernel_is_built_in_one_part(self):
+        suites = deep.suites_of(None, [], None)
+        units = deep.units_of(suites, scenarios.selected("deep"))
+        self.assertIn("intree kernel", units)
+        self.assertNotIn("intree", units)
+        self.assertFalse([name for name in units if name.endswith(("-debug", "-race"))])
 
     def test_nonsense_is_refused(self):
         for part in ("0/4", "5/4", "1", "x/y", "1/0"):

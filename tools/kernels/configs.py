@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver's objects under configurations that no kernel of the testbed has, and the series' on
-the other kernels. For that the part of linux-source will do that is unpacked for modules: it is not
-a kernel that comes out."""
+"""The driver's objects under configurations that no kernel of the testbed has. For that the part of
+linux-source will do that is unpacked for modules: it is not a kernel that comes out."""
 
 import contextlib
 import dataclasses
@@ -72,8 +71,6 @@ CORNERS = {
         CONFIG_RUST_DEBUG_ASSERTIONS=y
         CONFIG_RUST_OVERFLOW_CHECKS=y
         """,
-    # For the series: as it is.
-    "series": "",
 }
 
 # A warning is an error in each.
@@ -122,11 +119,6 @@ def configure(kernel):
         fragment, common.otherwise(intree.FRAGMENT, (ALL + CORNERS[kernel.corner]).splitlines())
     )
     common.configure(kernel, kernel.kbuild, fragment, f"corner-{kernel.corner}-config.log")
-
-
-def has_modules(kernel):
-    """Whether there are any under this configuration."""
-    return "CONFIG_MODULES=y\n" in intree.content(f"{kernel.build}/.config")
 
 
 def objects(kernel, log, *more):

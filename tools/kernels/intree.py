@@ -192,6 +192,16 @@ def make(kernel, log, *choice):
     )
 
 
+def make_part(kernel, log):
+    """Builds what Rust has of the kernel, and what the driver and the core are among."""
+    configure(kernel)
+    must(
+        kernel.kbuild + [f"-j{JOBS}", "prepare", f"{os.path.dirname(PLACE)}/", "drivers/xen/"],
+        log,
+        "the part of the kernel that the driver is in does not build",
+    )
+
+
 def make_module(kernel, log):
     """Builds the driver as a module of that; returns its path."""
     choose(kernel, log, *AS_MODULE)
