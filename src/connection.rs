@@ -3,12 +3,18 @@
 //! The state of the connection for all who ask, the wait for a backend that is connecting, and the
 //! back-off of reconnects.
 
-use crate::protocol::{
-    backoff::Backoff,
-    command::Failure,
-    state::{
-        ConnEvent,
-        ConnState, //
+use crate::{
+    protocol::{
+        backoff::Backoff,
+        command::Failure,
+        state::{
+            ConnEvent,
+            ConnState, //
+        },
+    },
+    xen::completion::{
+        now,
+        to_ms, //
     },
 };
 use kernel::{
@@ -21,22 +27,20 @@ use kernel::{
     },
     time::{
         msecs_to_jiffies,
-        Delta,
-        Instant,
-        Monotonic, //
+        Jiffies, //
     },
 };
 
 /// How long a command waits for a backend that is connecting, before it fails.
-const CONNECT_TIMEOUT: Delta = Delta::from_millis(10_000);
+const CONNECT_TIMEOUT_MS: u32 = 10_000;
 
 /// A connection that was of use for so long was a good one.
-const STABLE: Delta = Delta::from_millis(1_000);
+const STABLE_MS: u32 = 1_000;
 
 struct Inner {
     state: ConnState,
     /// Since when.
-    since: Instant<Monotonic>,
+    since: Jiffies,
     /// Whether commands wait for a backend that is connecting.
     wait_allowed: bool,
     /// The command that waits is cancelled.
@@ -62,7 +66,7 @@ impl Connection {
         pin_init!(Self {
             inner <- new_mutex!(Inner {
                 state: ConnState::Disconnected,
-                since: Instant::now(),
+                since: now(),
                 wait_allowed: true,
                 cancelled: false,
                 backoff: Backoff::new(),
@@ -93,11 +97,14 @@ impl Connection {
         if state == inner.state {
             return None;
         }
-        if inner.state == ConnState::Connected && inner.since.elapsed() >= STABLE {
+        let now = now();
+        if inner.state == ConnState::Connected
+            && now.wrapping_sub(inner.since) >= msecs_to_jiffies(STABLE_MS)
+        {
             inner.backoff.reset();
         }
         inner.state = state;
-        inner.since = Instant::now();
+        inner.since = now;
         self.changed.notify_all();
         Some(state)
     }
@@ -116,7 +123,7 @@ impl Connection {
             f,
             "{:?} for {} ms",
             inner.state,
-            inner.since.elapsed().as_millis()
+            to_ms(now().wrapping_sub(inner.since))
         )
     }
 
@@ -136,10 +143,10 @@ impl Connection {
         }
         // The TPM core has one command at a time, so a cancel that came earlier is another's.
         inner.cancelled = false;
-        let start = Instant::<Monotonic>::now();
+        let start = now();
         while inner.state.is_connecting() && inner.wait_allowed {
-            let left = (CONNECT_TIMEOUT - start.elapsed()).as_millis();
-            let Ok(left @ 1..) = u32::try_from(left) else {
+            let timeout = msecs_to_jiffies(CONNECT_TIMEOUT_MS);
+            let Some(left @ 1..) = timeout.checked_sub(now().wrapping_sub(start)) else {
                 break;
             };
 
@@ -147,7 +154,7 @@ impl Connection {
             // be restarted.
             if let CondVarTimeoutResult::Signal { .. } = self
                 .changed
-                .wait_interruptible_timeout(&mut inner, msecs_to_jiffies(left))
+                .wait_interruptible_timeout(&mut inner, left)
             {
                 return Err(Failure::Restart);
             }

@@ -11,6 +11,7 @@ use crate::{
     registration,
     vtpm::{
         debugfs_files,
+        Shown,
         Vtpm, //
     },
     xen::{
@@ -19,6 +20,7 @@ use crate::{
             BusLock,
             State, //
         },
+        completion::now,
         reboot::RebootNotifier,
     },
 };
@@ -31,22 +33,21 @@ use kernel::{
         delay::fsleep,
         msecs_to_jiffies,
         Delta,
-        Instant,
-        Monotonic, //
+        Jiffies, //
     },
 };
 
 /// How long `probe()` waits for the backend to connect. libxl gives backends 10 s, too.
-const CONNECT_TIMEOUT: Delta = Delta::from_millis(10_000);
+const CONNECT_TIMEOUT_MS: u32 = 10_000;
 
 /// How long `probe()` waits in all, for the backend and for the TPM to be registered.
-const PROBE_TIMEOUT: Delta = Delta::from_millis(30_000);
+const PROBE_TIMEOUT_MS: u32 = 30_000;
 
 /// How long `unbind()` waits for the backend to unmap the page.
-const UNBIND_TIMEOUT: Delta = Delta::from_millis(1_000);
+const UNBIND_TIMEOUT_MS: u32 = 1_000;
 
 /// How long `probe()` waits for a backend to notice that its last frontend has gone.
-const STALE_TIMEOUT: Delta = Delta::from_millis(1_000);
+const STALE_TIMEOUT_MS: u32 = 1_000;
 
 /// The interval at which `probe()` and `unbind()` read the backend's state. Both may run in the
 /// very thread that handles xenstore's watches, so that a watch would not help them.
@@ -55,7 +56,7 @@ const POLL_INTERVAL: Delta = Delta::from_millis(10);
 /// The driver data of one bound device. Dropped in this order.
 pub(crate) struct Frontend {
     _notifier: Pin<KBox<RebootNotifier<Vtpm>>>,
-    _debugfs: Option<Pin<KBox<Scope<Arc<Vtpm>>>>>,
+    _debugfs: Option<Pin<KBox<Scope<[Shown; 2]>>>>,
     vtpm: Arc<Vtpm>,
 }
 
@@ -68,7 +69,7 @@ impl Frontend {
             _notifier: KBox::pin_init(RebootNotifier::new(vtpm.clone()), GFP_KERNEL)?,
             // Without memory for it there is none.
             _debugfs: KBox::pin_init(
-                Scope::dir(Ok::<_, Error>(vtpm.clone()), name.name(), debugfs_files),
+                Scope::dir(Ok::<_, Error>(Shown::all(&vtpm)), name.name(), debugfs_files),
                 GFP_KERNEL,
             )
             .ok(),
@@ -76,22 +77,23 @@ impl Frontend {
         })
     }
 
-    /// Polls the backend's state while it is one of `states`, but not for longer than `timeout`
+    /// Polls the backend's state while it is one of `states`, but not for longer than `timeout_ms`
     /// after `start`, nor when the system begins to shut down. Returns the last state.
     fn wait_while(
         &self,
         dev: &bus::Device<Core<'_>>,
         states: &[State],
-        start: Instant<Monotonic>,
-        timeout: Delta,
+        start: Jiffies,
+        timeout_ms: u32,
     ) -> State {
+        let timeout = msecs_to_jiffies(timeout_ms);
         let shutting_down = self.vtpm.is_shutting_down();
 
         loop {
             let state = dev.backend_state();
 
             if !states.contains(&state)
-                || start.elapsed() >= timeout
+                || now().wrapping_sub(start) >= timeout
                 || self.vtpm.is_shutting_down() != shutting_down
             {
                 return state;
@@ -106,7 +108,7 @@ impl Frontend {
         &self,
         dev: &bus::Device<Core<'_>>,
         bus: &BusLock,
-        start: Instant<Monotonic>,
+        start: Jiffies,
     ) -> Result<bool> {
         let busy = [State::Connected, State::Closing];
         let ready = [State::Initialising, State::InitWait, State::Initialised];
@@ -114,19 +116,19 @@ impl Frontend {
         // The backend may still be connected to a previous frontend, e.g. of a kernel that crashed
         // before kexec, or stuck in Closing because that frontend could not write Closed. Force it
         // through Closing and Closed.
-        if busy.contains(&self.wait_while(dev, &busy, start, STALE_TIMEOUT)) {
+        if busy.contains(&self.wait_while(dev, &busy, start, STALE_TIMEOUT_MS)) {
             dev_warn!(dev, "the backend has an old connection: closing that\n");
             bus.lock()?.switch_state(State::Closing);
-            self.wait_while(dev, &[State::Connected], start, CONNECT_TIMEOUT);
+            self.wait_while(dev, &[State::Connected], start, CONNECT_TIMEOUT_MS);
             bus.lock()?.switch_state(State::Closed);
         }
-        if !ready.contains(&self.wait_while(dev, &busy, start, CONNECT_TIMEOUT)) {
+        if !ready.contains(&self.wait_while(dev, &busy, start, CONNECT_TIMEOUT_MS)) {
             return Ok(false);
         }
 
         self.vtpm.setup_connection(ConnEvent::BackendReady)?;
         Ok(
-            self.wait_while(dev, &ready, start, CONNECT_TIMEOUT) == State::Connected
+            self.wait_while(dev, &ready, start, CONNECT_TIMEOUT_MS) == State::Connected
                 && self.vtpm.backend_connected(dev),
         )
     }
@@ -144,28 +146,24 @@ impl bus::Driver for Tpmfront {
 
     #[inline]
     fn probe(dev: &bus::Device<Core<'_>>, bus: Arc<BusLock>) -> impl PinInit<Frontend, Error> {
-        let start = Instant::now();
+        let start = now();
         let bind = || {
             let this = Frontend::new(dev, bus.clone())?;
 
-            if !this.connect(dev, &bus, start)? {
-                if this.vtpm.connection.state() != ConnState::Unsupported {
-                    dev_warn!(dev, "domain {} has no vTPM for us yet\n", dev.otherend_id());
+            let missing = if !this.connect(dev, &bus, start)? {
+                "has no vTPM for us yet"
+            } else {
+                registration::start(&this.vtpm);
+                let elapsed = now().wrapping_sub(start);
+                let left = msecs_to_jiffies(PROBE_TIMEOUT_MS).saturating_sub(elapsed);
+                if registration::wait(&this.vtpm, left) {
+                    return Ok(this);
                 }
-                return Ok(this);
-            }
+                "has a TPM that takes long to be ready: not waiting for it"
+            };
 
-            registration::start(&this.vtpm);
-            let left = (PROBE_TIMEOUT - start.elapsed()).as_millis().max(0);
-            if !registration::wait(
-                &this.vtpm,
-                msecs_to_jiffies(u32::try_from(left).unwrap_or(0)),
-            ) {
-                dev_warn!(
-                    dev,
-                    "domain {}'s TPM takes long to be ready: not waiting for it\n",
-                    dev.otherend_id()
-                );
+            if this.vtpm.connection.state() != ConnState::Unsupported {
+                dev_warn!(dev, "domain {} {}\n", dev.otherend_id(), missing);
             }
             Ok(this)
         };
@@ -212,8 +210,8 @@ impl bus::Driver for Tpmfront {
         this.wait_while(
             dev,
             &[State::Connected, State::Closing],
-            Instant::now(),
-            UNBIND_TIMEOUT,
+            now(),
+            UNBIND_TIMEOUT_MS,
         );
     }
 }

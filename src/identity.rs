@@ -11,10 +11,7 @@ use crate::{
     ratelimit::RateLimit,
     xen::bus, //
 };
-use kernel::{
-    device::Core,
-    prelude::*, //
-};
+use kernel::device::Core;
 
 /// The toolstack's name of a vTPM.
 type Uuid = [u8; 36];
@@ -94,15 +91,13 @@ impl TpmIdentity {
             return Comparison::Same;
         };
 
-        let other_uuid = tpm.uuid.is_some() && self.uuid.is_some() && tpm.uuid != self.uuid;
+        let other_uuid = matches!((&tpm.uuid, &self.uuid), (Some(old), Some(new)) if old != new);
         if other_uuid || epoch == Epoch::OtherVersion {
-            if self.mismatch_ratelimit.check() {
-                dev_err!(
-                    dev,
-                    "the backend has another TPM than before: refused. \
-                     Bind the driver again to use it\n"
-                );
-            }
+            self.mismatch_ratelimit.warn(
+                dev,
+                "the backend has another TPM than before: refused. \
+                 Bind the driver again to use it",
+            );
             return Comparison::Other;
         }
         if !matches!(epoch, Epoch::Known(_)) {
@@ -113,12 +108,10 @@ impl TpmIdentity {
         if !reset {
             return Comparison::Same;
         }
-        if self.reset_ratelimit.check() {
-            dev_warn!(
-                dev,
-                "the TPM was reset: its PCRs are reset, sessions and loaded keys are gone\n"
-            );
-        }
+        self.reset_ratelimit.warn(
+            dev,
+            "the TPM was reset: its PCRs are reset, sessions and loaded keys are gone",
+        );
         Comparison::Reset
     }
 }

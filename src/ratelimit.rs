@@ -5,9 +5,13 @@
 
 use crate::{
     protocol::backoff::throttle,
-    xen::completion::now, //
+    xen::{
+        bus,
+        completion::now, //
+    },
 };
 use kernel::{
+    prelude::*,
     sync::atomic::{
         Atomic,
         Relaxed, //
@@ -26,8 +30,8 @@ const THROTTLE_INTERVAL_MS: u32 = 1_000;
 
 /// The rate limit of one kind of message.
 pub(crate) struct RateLimit {
+    /// When the last message was, with its lowest bit set; 0 if there was none.
     last: Atomic<Jiffies>,
-    any: Atomic<bool>,
 }
 
 impl RateLimit {
@@ -35,22 +39,29 @@ impl RateLimit {
     pub(crate) const fn new() -> Self {
         Self {
             last: Atomic::new(0),
-            any: Atomic::new(false),
         }
     }
 
     /// Whether a message may be logged now, which the caller then does.
     #[inline(never)]
     pub(crate) fn check(&self) -> bool {
-        let now = now();
-        let elapsed = now.wrapping_sub(self.last.load(Relaxed));
+        let now = now() | 1;
+        let last = self.last.load(Relaxed);
 
-        if self.any.load(Relaxed) && elapsed < msecs_to_jiffies(RATELIMIT_INTERVAL_MS) {
+        if last != 0 && now.wrapping_sub(last) < msecs_to_jiffies(RATELIMIT_INTERVAL_MS) {
             return false;
         }
         self.last.store(now, Relaxed);
-        self.any.store(true, Relaxed);
         true
+    }
+
+    /// Logs a warning, unless there was one of the kind a moment ago.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn warn(&self, dev: &bus::Device, text: &str) {
+        if self.check() {
+            dev_warn!(dev, "{}\n", text);
+        }
     }
 }
 

@@ -46,6 +46,7 @@ use kernel::{
         Bound,
         Core, //
     },
+    fmt,
     new_mutex,
     prelude::*,
     sync::{
@@ -262,12 +263,15 @@ impl Vtpm {
         // The state is written together with the rest. Otherwise xenbus could be woken by the rest,
         // find the old state, and by then compare it with a newer one: it would take the device
         // for a new one and remove this one.
-        store::transact(bus.nodename(), |transaction| {
-            transaction.write(c"ring-ref", channel.grant())?;
-            transaction.write(c"event-channel", channel.port())?;
-            transaction.write(c"feature-protocol-v2", layout::FEATURE)?;
-            transaction.write(c"state", State::Initialised.as_raw())
-        })?;
+        store::write_all(
+            bus.nodename(),
+            &[
+                (c"ring-ref", channel.grant()),
+                (c"event-channel", channel.port()),
+                (c"feature-protocol-v2", layout::FEATURE),
+                (c"state", State::Initialised.as_raw()),
+            ],
+        )?;
         // Now for xenbus's own copy of the state.
         bus.switch_state(State::Initialised);
 
@@ -405,12 +409,10 @@ impl Vtpm {
     /// The backend neither responded to a command nor to its cancel: asks it to close. When it is
     /// ready again the connection gets another page.
     pub(crate) fn start_reconnect(&self, link: &mut Link) {
-        if self.timeout_ratelimit.check() {
-            dev_warn!(
-                self.dev,
-                "the backend does not respond, not even to a cancel: reconnecting\n"
-            );
-        }
+        self.timeout_ratelimit.warn(
+            &self.dev,
+            "the backend does not respond, not even to a cancel: reconnecting",
+        );
         if let Ok(mut bus) = self.bus.lock() {
             bus.switch_state(State::Closing);
         }
@@ -473,10 +475,34 @@ impl RebootHandler for Vtpm {
     }
 }
 
+/// A file in debugfs.
+pub(crate) struct Shown {
+    vtpm: Arc<Vtpm>,
+    name: &'static CStr,
+    show: fn(&Vtpm, &mut fmt::Formatter<'_>) -> fmt::Result,
+}
+
+impl Shown {
+    /// The files of a device.
+    pub(crate) fn all(vtpm: &Arc<Vtpm>) -> [Self; 2] {
+        [
+            Self {
+                vtpm: vtpm.clone(),
+                name: c"state",
+                show: |vtpm, f| vtpm.connection.show(f),
+            },
+            Self {
+                vtpm: vtpm.clone(),
+                name: c"counters",
+                show: |vtpm, f| vtpm.control.counters().show(f),
+            },
+        ]
+    }
+}
+
 /// Fills the device's directory in debugfs.
-pub(crate) fn debugfs_files<'data>(vtpm: &'data Arc<Vtpm>, dir: &ScopedDir<'data, '_>) {
-    dir.read_callback_file(c"state", vtpm, &|vtpm, f| vtpm.connection.show(f));
-    dir.read_callback_file(c"counters", vtpm, &|vtpm, f| {
-        vtpm.control.counters().show(f)
-    });
+pub(crate) fn debugfs_files<'data>(files: &'data [Shown; 2], dir: &ScopedDir<'data, '_>) {
+    for file in files {
+        dir.read_callback_file(file.name, file, &|file, f| (file.show)(&file.vtpm, f));
+    }
 }

@@ -9,6 +9,11 @@
 //! Sources: TPM 2.0 Library, part 3, "TPM2_ReadClock", and part 2, "TPMS_TIME_INFO"; TPM Main
 //! Specification 1.2, part 3, "TPM_GetTicks", and part 2, "TPM_CURRENT_TICKS".
 
+use super::be::{
+    be16,
+    be32, //
+};
+
 /// Which commands a TPM understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -20,9 +25,6 @@ pub enum Version {
 
 /// Length of the command.
 pub const EPOCH_CMD_LEN: usize = 10;
-
-/// Length of what stays the same between two resets.
-const EPOCH_LEN: usize = 20;
 
 /// Length of a response that is an error.
 const ERROR_LEN: usize = 10;
@@ -41,25 +43,15 @@ const TAG_CURRENT_TICKS: u16 = 0x0014;
 /// What a response tells about the TPM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Epoch {
-    /// The time between two resets: a nonce that a TPM 1.2 makes at each start, or a TPM 2.0's
-    /// reset count.
-    Known([u8; EPOCH_LEN]),
+    /// The time between two resets: of a TPM 1.2 the first 64 bits of a nonce that it makes at each
+    /// start, of a TPM 2.0 the reset count.
+    Known(u64),
     /// The TPM is not of this version.
     OtherVersion,
     /// The TPM does not tell, as when it is in failure mode or waits for its Startup.
     Unknown,
     /// This is the response to another command.
     Stale,
-}
-
-fn be16(packet: &[u8], at: usize) -> Option<u16> {
-    let bytes = packet.get(at..at.checked_add(2)?)?;
-    Some(u16::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn be32(packet: &[u8], at: usize) -> Option<u32> {
-    let bytes = packet.get(at..at.checked_add(4)?)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
 impl Version {
@@ -103,13 +95,12 @@ impl Version {
     }
 
     /// The part that differs after each reset, if this is a response to the command.
-    fn reset_mark(self, response: &[u8]) -> Option<[u8; EPOCH_LEN]> {
-        let mut epoch = [0; EPOCH_LEN];
+    fn reset_mark(self, response: &[u8]) -> Option<u64> {
         let (is_shaped, mark) = match self {
             // The tag, the ticks and their rate come before the nonce.
             Self::V1_2 => (
                 response.len() == 42 && be16(response, 10)? == TAG_CURRENT_TICKS,
-                response.get(22..42)?,
+                u64::from(be32(response, 22)?) << 32 | u64::from(be32(response, 26)?),
             ),
             // The time and the clock come before the counts, all in milliseconds: neither has run
             // for 2^48 of them. A flag comes last.
@@ -118,14 +109,11 @@ impl Version {
                     && be16(response, 10)? == 0
                     && be16(response, 18)? == 0
                     && *response.get(34)? <= 1,
-                response.get(26..30)?,
+                be32(response, 26)?.into(),
             ),
         };
 
-        for (to, from) in epoch.iter_mut().zip(mark) {
-            *to = *from;
-        }
-        is_shaped.then_some(epoch)
+        is_shaped.then_some(mark)
     }
 }
 
@@ -186,7 +174,7 @@ mod tests {
         assert!(matches!(before, Epoch::Known(_)));
         rest[11] += 1;
         assert_eq!(epoch_1(&rest), before);
-        rest[31] += 1;
+        rest[19] += 1;
         assert_ne!(epoch_1(&rest), before);
         assert!(matches!(epoch_1(&rest), Epoch::Known(_)));
     }

@@ -9,6 +9,7 @@
 //! packet header. `Documentation/protocol.rst` describes the whole of it.
 
 pub mod backoff;
+pub mod be;
 pub mod command;
 pub mod epoch;
 pub mod frontend;

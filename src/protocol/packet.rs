@@ -4,7 +4,10 @@
 //! length, ordinal or return code, all big endian), and which packets are fit to be sent or
 //! accepted.
 
-use super::layout::MAX_PACKET;
+use super::{
+    be::be32,
+    layout::MAX_PACKET, //
+};
 
 /// Bytes of a packet's header: `u16` tag, `u32` length of the whole packet, `u32` ordinal (TPM
 /// 2.0: command code) or return code.
@@ -31,12 +34,6 @@ pub enum BadResponse {
         /// What the packet's header says.
         packet: u32,
     },
-}
-
-/// The four bytes from `at` on as a big-endian number, `None` when the packet ends before.
-fn be32(packet: &[u8], at: usize) -> Option<u32> {
-    let bytes = packet.get(at..at.checked_add(4)?)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
 /// The length that a packet's header claims, `None` when there is no whole header.

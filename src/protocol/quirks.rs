@@ -11,7 +11,13 @@
 //! Layouts: TPM 2.0 Library, part 2, "TPMS_CAPABILITY_DATA", "TPMS_PCR_SELECTION"; TPM Main
 //! Specification 1.2, part 3, "TPM_GetCapability".
 
-use super::packet::HEADER_SIZE;
+use super::{
+    be::{
+        be16,
+        be32, //
+    },
+    packet::HEADER_SIZE, //
+};
 
 /// GetCapability of TPM_CAP_PCRS, from property 0 on, one property: what
 /// `tpm2_get_pcr_allocation()` sends. Others, as user space sends them, are nobody's concern here.
@@ -40,16 +46,6 @@ pub enum Quirk {
     PcrAllocation,
     /// `pcrs_show()`
     PcrCount,
-}
-
-fn be16(packet: &[u8], at: usize) -> Option<u16> {
-    let bytes = packet.get(at..at.checked_add(2)?)?;
-    Some(u16::from_be_bytes(bytes.try_into().ok()?))
-}
-
-fn be32(packet: &[u8], at: usize) -> Option<u32> {
-    let bytes = packet.get(at..at.checked_add(4)?)?;
-    Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
 impl Quirk {

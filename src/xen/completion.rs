@@ -80,6 +80,13 @@ impl Completion {
     }
 }
 
+/// A duration in milliseconds.
+pub(crate) fn to_ms(duration: Jiffies) -> u64 {
+    // CAST: A `long` has 64 bits at most.
+    // SAFETY: There are no requirements.
+    unsafe { bindings::jiffies64_to_msecs(duration as u64) }
+}
+
 /// The time in jiffies. What a wait leaves of its timeout is no measure of time: a wait for what
 /// is completed already leaves all of it.
 pub(crate) fn now() -> Jiffies {

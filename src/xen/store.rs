@@ -66,7 +66,7 @@ impl Drop for Value {
 }
 
 /// A transaction on one directory, that is aborted unless it is committed.
-pub(crate) struct Transaction<'a> {
+struct Transaction<'a> {
     raw: xen_sys::xenbus_transaction,
     dir: &'a CStr,
 }
@@ -81,7 +81,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Writes a number to a node of the directory.
-    pub(crate) fn write(&self, node: &CStr, value: u32) -> Result {
+    fn write(&self, node: &CStr, value: u32) -> Result {
         // SAFETY: All strings are terminated, the transaction was started, and the format takes one
         // unsigned integer.
         to_result(unsafe {
@@ -121,13 +121,15 @@ impl Drop for Transaction<'_> {
     }
 }
 
-/// Carries out `writes` on a directory as one transaction, and again while it conflicts with other
-/// writers: [`EAGAIN`] after a hundred times.
-pub(crate) fn transact(dir: &CStr, writes: impl Fn(&Transaction<'_>) -> Result) -> Result {
+/// Writes numbers to nodes of a directory, as one transaction, and again while it conflicts with
+/// other writers: [`EAGAIN`] after a hundred times.
+pub(crate) fn write_all(dir: &CStr, nodes: &[(&CStr, u32)]) -> Result {
     for _ in 0..MAX_TRIES {
         let transaction = Transaction::start(dir)?;
 
-        writes(&transaction)?;
+        for (node, value) in nodes {
+            transaction.write(node, *value)?;
+        }
         match transaction.commit() {
             Err(EAGAIN) => {}
             result => return result,

@@ -30,7 +30,14 @@ AUTHOR = ("-c", f"user.name={NAME}", "-c", f"user.email={ADDRESS}")
 
 # The fixes for the TPM core, each with its message, in their order; and what makes room for a
 # driver in Rust.
-CORE = ("tpm-pcrs", "tpm-banks", "tpm-null-key", "tpm-cancel", "tpm-header")
+CORE = (
+    "tpm-pcrs",
+    "tpm-banks",
+    "trusted-unseal",
+    "tpm-null-key",
+    "tpm-cancel",
+    "tpm-header",
+)
 
 # What the series changes of the tree's files.
 CHANGED = (
@@ -39,6 +46,7 @@ CHANGED = (
         for name in ("tpm-sysfs.c", "tpm2-cmd.c", "tpm2-sessions.c", "tpm.h")
     ),
     "include/linux/tpm.h",
+    "security/keys/trusted-keys/trusted_tpm1.c",
     PAGE,
     "rust/bindings/bindings_helper.h",
     "rust/helpers/helpers.c",

@@ -11,7 +11,7 @@ from tools.sources import read
 from tools.steps import StepError
 
 # What of the protocol is any TPM's: the chip's abstraction needs it, and has it there.
-OF_ANY_TPM = ("epoch",)
+OF_ANY_TPM = ("be", "epoch")
 
 # Out of tree these stand in for what the tree has, or will have.
 PLAIN = (
@@ -205,6 +205,8 @@ def driver(name, *tables, unused=()):
             return "kernel", "tpm", *parts[2:]
         if parts == ("crate", "xen_sys", "trace"):
             return "crate", "trace"
+        if parts[0] == "super" and name.startswith("src/protocol/") and parts[1] in OF_ANY_TPM:
+            return "kernel", "tpm", *parts[1:]
         return (
             ("kernel", *parts[1:]) if parts[:2] in (("crate", "xen"), ("crate", "tpm")) else parts
         )
