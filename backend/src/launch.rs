@@ -23,6 +23,7 @@ use crate::config::{Config, Uuid};
 use crate::record::{Record, RunDir};
 use crate::state::State;
 use crate::swtpm::{Process, Version};
+use crate::sys::landlock_version;
 
 use sandbox::STATE;
 
@@ -53,7 +54,6 @@ pub struct Launch {
     run_dir: PathBuf,
     first_uid: Option<u32>,
     memory: u32,
-    landlock: bool,
     key: Option<RawFd>,
     program: Program,
 }
@@ -63,8 +63,6 @@ pub struct Launch {
 pub enum Program {
     /// The TPM.
     Swtpm {
-        /// What its messages start with.
-        name: String,
         /// Where its record goes.
         run: PathBuf,
         /// The listening control socket.
@@ -92,7 +90,6 @@ impl Launch {
         config: &Config,
         state: &State,
         folder: &Path,
-        landlock: bool,
         key: Option<BorrowedFd<'_>>,
         program: Program,
     ) -> Self {
@@ -104,7 +101,6 @@ impl Launch {
             run_dir: config.run_dir.clone(),
             first_uid: config.first_uid,
             memory: config.policy(&state.uuid).memory,
-            landlock,
             key: key.map(|fd| fd.as_raw_fd()),
             program,
         }
@@ -209,7 +205,6 @@ impl Launch {
 
         match &self.program {
             Program::Swtpm {
-                name,
                 control,
                 reject_locality_4,
                 fsync,
@@ -221,8 +216,7 @@ impl Launch {
                 };
                 add(&["swtpm", "socket", "--tpmstate", state]);
                 let control = format!("type=unixio,fd={control}");
-                let log = format!("level=1,prefix={name}");
-                add(&["--ctrl", &control, "--log", &log]);
+                add(&["--ctrl", &control, "--log", "level=1,prefix=swtpm: "]);
                 if *reject_locality_4 {
                     add(&["--locality", "reject-locality-4"]);
                 }
@@ -291,7 +285,7 @@ impl Launch {
         if let Program::Setup { .. } = self.program {
             command.args(["--pdeathsig", "KILL"]);
         }
-        if self.landlock {
+        if has_landlock() {
             command.args(LANDLOCK);
             if self.signs() {
                 let rights = "read-file,read-dir,write-file,truncate,make-reg,make-dir,remove-file";
@@ -357,31 +351,7 @@ const LANDLOCK: [&str; 12] = [
     "path-beneath:read-file,write-file:/dev",
 ];
 
-/// Whether the kernel has landlock and setpriv can use it.
+/// Whether the kernel has the landlock that [`LANDLOCK`] asks for: "truncate" came with the third version.
 pub fn has_landlock() -> bool {
-    let ask = Command::new("/usr/bin/setpriv")
-        .args(["--landlock-access", "fs", "--landlock-rule"])
-        .args([
-            "path-beneath:execute,read-file,read-dir:/usr",
-            "--landlock-rule",
-        ])
-        .args(["path-beneath:truncate:/tmp", "/usr/bin/true"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status();
-    ask.is_ok_and(|status| status.success())
-}
-
-/// Whether swtpm can make its files durable itself.
-pub fn has_fsync() -> bool {
-    let ask = Command::new("swtpm")
-        .args(["socket", "--print-capabilities"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    ask.is_ok_and(|output| {
-        let text = String::from_utf8_lossy(&output.stdout);
-        text.contains("\"tpmstate-dir-backend-opt-fsync\"")
-    })
+    landlock_version() >= 3
 }

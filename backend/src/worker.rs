@@ -11,6 +11,7 @@ mod control;
 mod create;
 mod end;
 mod failure;
+mod hold;
 pub mod messages;
 mod requests;
 mod serving;
@@ -29,9 +30,9 @@ use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::config::{Config, Policy, Uuid};
+use crate::launch::has_landlock;
 use crate::lifecycle::{decide, Facts, Stage, Step};
 use crate::logger;
-use crate::probe::Probe;
 use crate::record::RunDir;
 use crate::status::LastError;
 use crate::storm::Backoff;
@@ -43,6 +44,7 @@ use connection::Connection;
 use control::Server;
 pub use create::{create_state, CreateError};
 pub use failure::Failure;
+use hold::Blocked;
 use messages::Messages;
 use tpm::{Setup, Tpm};
 
@@ -117,6 +119,8 @@ pub fn run(config: Config, serve: Serve) -> ExitCode {
 #[derive(Debug)]
 enum Power {
     Off,
+    /// Another vTPM has the state still.
+    Blocked(Blocked),
     /// The state is being made, until a moment at the latest.
     Setup(Setup, Instant),
     On(Box<Tpm>),
@@ -136,7 +140,6 @@ struct Worker {
     own_domid: u16,
     store: Rc<Store>,
     config: Config,
-    probe: Probe,
     messages: Messages,
     shared: Shared,
     control: Server,
@@ -187,7 +190,6 @@ impl Worker {
         let shared = Shared::open(&run_dir.io_file()).map_err(io("journal"))?;
         shared.workers.add(1);
         let messages = Messages::new(run_dir.messages().map_err(io("messages"))?);
-        let probe = Probe::get(&config.run_dir);
         let store = Rc::new(Store::open()?);
         let own_domid = xenbus::own_domid(&store)?;
         let paths = Paths::new(own_domid, id);
@@ -202,12 +204,11 @@ impl Worker {
             paths,
             own_domid,
             store,
-            lacks: match probe.landlock || config.first_uid.is_none() {
+            lacks: match has_landlock() || config.first_uid.is_none() {
                 true => Vec::new(),
                 false => vec!["landlock".into()],
             },
             config,
-            probe,
             messages,
             shared,
             control,
@@ -322,7 +323,7 @@ impl Worker {
             Step::Start => return self.start(),
             Step::TakeOver => return self.take_over(facts),
             // InitWait is still to be shown for a while, or the TPM is not up yet.
-            Step::Connect if self.deadline.is_some() || !self.is_free() => (),
+            Step::Connect if self.deadline.is_some() || !self.is_free() => self.guest_waits(),
             Step::Recheck if !self.is_free() => (),
             Step::Connect | Step::Recheck => self.connect()?,
             Step::FollowClosing => self.stage = Stage::Closing,

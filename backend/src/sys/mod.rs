@@ -70,6 +70,15 @@ pub fn drop_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
+/// The version of landlock that the kernel has, 0 for none.
+pub fn landlock_version() -> i64 {
+    /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
+    const VERSION: u32 = 1;
+    let none = std::ptr::null::<libc::c_void>();
+    // SAFETY: With this flag the kernel takes no attributes, and makes no descriptor.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, VERSION) }.max(0)
+}
+
 /// Has all threads allocate from one place, from which memory can be given back.
 pub fn one_heap() {
     #[cfg(target_env = "gnu")]

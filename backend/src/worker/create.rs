@@ -6,10 +6,8 @@ use super::messages::Messages;
 use super::tpm::{self, Held, Place, Setup};
 use super::SETUP_TIMEOUT;
 use crate::config::{Config, Uuid};
-use crate::probe::Probe;
 use crate::record::RunDir;
 use crate::swtpm::{self, GiveUp, Version};
-use crate::xenbus::Id;
 
 /// Why state was not made beforehand.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +41,9 @@ pub fn create_state(
 fn create(config: &Config, held: Held, run_dir: &RunDir) -> Result<(), tpm::Error> {
     let io_error = |e| tpm::Error::Io("run directory", e);
     let mut messages = Messages::new(run_dir.messages().map_err(io_error)?);
-    let probe = Probe::get(&config.run_dir);
     let place = Place {
         config,
         run: run_dir,
-        id: Id { domid: 0, devid: 0 },
-        probe: &probe,
         give_up: GiveUp::never(),
     };
     let mut setup = Setup::start(&place, held, &messages)?;

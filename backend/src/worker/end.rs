@@ -116,7 +116,7 @@ impl Worker {
         }
         self.disconnect();
         match std::mem::replace(&mut self.power, Power::Off) {
-            Power::Off => (),
+            Power::Off | Power::Blocked(_) => (),
             Power::Setup(mut setup, _) => setup.kill(),
             Power::On(tpm) => tpm.kill(&self.run_dir),
         }
@@ -266,7 +266,7 @@ impl Worker {
         self.leaving = None;
         let entry = self.shared.entry();
         match std::mem::replace(&mut self.power, Power::Off) {
-            Power::Off => (),
+            Power::Off | Power::Blocked(_) => (),
             Power::Setup(mut setup, _) => setup.kill(),
             Power::On(tpm) => {
                 if let Err(e) = tpm.end(entry, &self.run_dir) {

@@ -5,10 +5,11 @@
 use std::io;
 
 use super::tpm;
+use crate::config::Uuid;
 use crate::state;
 use crate::swtpm;
 use crate::xen;
-use crate::xenbus::NodeError;
+use crate::xenbus::{Id, NodeError};
 
 /// Why a vTPM, or a guest's connection to it, cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum Failure {
     /// There is no TPM.
     #[error(transparent)]
     Tpm(#[from] tpm::Error),
+    /// Another vTPM has the state, and keeps it.
+    #[error("the state of vTPM {0} is in use by vtpm {1} of this host, whose guest runs")]
+    InUse(Uuid, Id),
     /// There is no connection to the guest.
     #[error("{0}")]
     Connection(String),

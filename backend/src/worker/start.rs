@@ -8,24 +8,20 @@ use std::time::{Duration, Instant};
 
 use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_FEATURE};
 
+use super::hold::Blocked;
 use super::tpm::{Held, Place, Setup, Tpm};
 use super::{Failure, Outcome, Power, Worker, SETUP_TIMEOUT};
 use crate::config::{Sandbox, Uuid};
 use crate::events::Event;
-use crate::lifecycle::{decide, Facts, Stage, Step};
+use crate::lifecycle::{Facts, Stage};
 use crate::logger;
 use crate::notes::{Notes, Use};
-use crate::state;
-use crate::swtpm::{GiveUp, Version};
+use crate::swtpm::GiveUp;
 use crate::xenbus::{self, BusState, Paths};
 
 /// How long InitWait is shown at least: libxl waits for this very state, and reads it only some time
 /// after it was written.
 const INIT_WAIT: Duration = Duration::from_millis(300);
-
-/// How long the state of a new vTPM is waited for that another has, as the guest's former vTPM does for a
-/// moment. libxl gives up after ten seconds; before that there is to be a reason.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(9);
 
 impl Worker {
     /// Reads who it is, and what the administrator says about that.
@@ -46,7 +42,8 @@ impl Worker {
         path.strip_prefix("/vm/").map(str::to_owned)
     }
 
-    /// Shows InitWait as soon as the state is this vTPM's to serve, and starts the TPM.
+    /// Shows InitWait as soon as nothing stands against serving this vTPM, and starts the TPM. What takes time,
+    /// or is another program's to do, comes after it.
     pub(super) fn start(&mut self) -> Result<Option<Outcome>, Failure> {
         self.begun = Instant::now();
         self.failed_in_this_life = false;
@@ -64,10 +61,7 @@ impl Worker {
             let text = format!("sandbox = \"required\", and there is no {lacks} here");
             return Err(Failure::Connection(text));
         }
-        let held = match self.hold(&uuid, asked)? {
-            Some(held) => held,
-            None => return Ok(None),
-        };
+        let held = self.hold(&uuid, asked)?;
         self.store.remove(&self.paths.error())?;
         self.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
@@ -75,24 +69,11 @@ impl Worker {
         self.show(BusState::InitWait)?;
         self.stage = Stage::Waiting;
         self.deadline = Some(Instant::now() + INIT_WAIT);
-        self.switch_on(held)?;
-        Ok(None)
-    }
-
-    /// Takes the state, and waits for it a little; `None` if the vTPM is taken away meanwhile.
-    fn hold(&mut self, uuid: &Uuid, asked: Option<Version>) -> Result<Option<Held>, Failure> {
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match Held::take(&self.config, uuid, asked) {
-                Err(state::Error::Locked { .. }) if Instant::now() < deadline => (),
-                held => return Ok(Some(held?)),
-            }
-            std::thread::sleep(Duration::from_millis(50));
-            let facts = self.facts()?;
-            if decide(self.stage, facts) != Step::Start && self.stage == Stage::New {
-                return Ok(None);
-            }
+        match held {
+            Some(held) => self.switch_on(held)?,
+            None => self.power = Power::Blocked(Blocked::new(asked)),
         }
+        Ok(None)
     }
 
     /// swtpm is waited for as long as the toolstack wants the vTPM to be there.
@@ -105,14 +86,12 @@ impl Worker {
     }
 
     /// Starts swtpm, or swtpm_setup first.
-    fn switch_on(&mut self, held: Held) -> Result<(), Failure> {
+    pub(super) fn switch_on(&mut self, held: Held) -> Result<(), Failure> {
         let vm = self.vm();
         let give_up = self.give_up();
         let place = Place {
             config: &self.config,
             run: &self.run_dir,
-            id: self.id,
-            probe: &self.probe,
             give_up,
         };
         let path = held.state.path.display().to_string();
@@ -178,8 +157,6 @@ impl Worker {
         let place = Place {
             config: &self.config,
             run: &self.run_dir,
-            id: self.id,
-            probe: &self.probe,
             give_up: self.give_up(),
         };
         match Tpm::adopt(&place, &uuid, &self.shared) {
@@ -219,7 +196,7 @@ impl Worker {
     /// swtpm or swtpm_setup has ended.
     pub(super) fn on_process(&mut self) -> Option<Outcome> {
         let failure = match &mut self.power {
-            Power::Off => return None,
+            Power::Off | Power::Blocked(_) => return None,
             Power::Setup(setup, _) => match setup.finish(&self.config, &mut self.messages) {
                 Ok(None) => return None,
                 Ok(Some(())) => {

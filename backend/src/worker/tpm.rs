@@ -23,7 +23,6 @@ use crate::state::{self, Lock, State};
 use crate::swtpm::{self, client, Client, GiveUp, Process, Version};
 use crate::sys::shared::{Entry, Shared};
 use crate::sys::user_and_group;
-use crate::xenbus::Id;
 
 use super::messages::Messages;
 
@@ -83,10 +82,6 @@ pub struct Place<'a> {
     pub config: &'a Config,
     /// The vTPM's run directory.
     pub run: &'a RunDir,
-    /// The vTPM.
-    pub id: Id,
-    /// What this host has.
-    pub probe: &'a Probe,
     /// What ends waits for swtpm.
     pub give_up: GiveUp,
 }
@@ -174,15 +169,13 @@ impl Tpm {
         let path = place.run.swtpm_socket();
         let listener = listen(&path).map_err(io_error("swtpm's control socket"))?;
         let program = Program::Swtpm {
-            name: format!("vtpm {}: swtpm: ", place.id),
             run: place.run.as_path().to_owned(),
             control: std::os::fd::AsRawFd::as_raw_fd(&listener),
             reject_locality_4: policy.localities & (1 << 4) == 0,
-            fsync: place.probe.fsync,
+            fsync: Probe::get(&config.run_dir).fsync,
         };
         let key = key.as_ref().map(AsFd::as_fd);
-        let landlock = place.probe.landlock;
-        let launch = Launch::new(config, state, &state.path, landlock, key, program);
+        let launch = Launch::new(config, state, &state.path, key, program);
         let inherited: Vec<_> = [Some(listener.as_fd()), held.lock(), key]
             .into_iter()
             .flatten()
@@ -247,11 +240,7 @@ impl Tpm {
             Error::Io("record", io::Error::new(io::ErrorKind::InvalidData, e))
         })?;
         if shared.entry() == Entry::Starting {
-            log::info!(
-                "vtpm {}: ends swtpm {}, which was not up",
-                place.id,
-                process.id()
-            );
+            log::info!("ends swtpm {}, which was not up", process.id());
             let _ = process.kill(KILL_TIMEOUT);
             Record::remove(place.run);
             return Ok(None);

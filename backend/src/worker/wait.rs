@@ -33,7 +33,7 @@ impl Worker {
             (Ready::Messages, self.messages.as_fd()),
         ];
         match &self.power {
-            Power::Off => (),
+            Power::Off | Power::Blocked(_) => (),
             Power::Setup(setup, _) => watched.push((Ready::Process, setup.as_fd())),
             Power::On(tpm) => watched.push((Ready::Process, tpm.as_fd())),
         }
@@ -71,12 +71,13 @@ impl Worker {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let setup = match &self.power {
+        let power = match &self.power {
             Power::Setup(_, deadline) => Some(*deadline),
-            _ => None,
+            Power::Blocked(blocked) => Some(blocked.next),
+            Power::Off | Power::On(_) => None,
         };
         let left = self.leaving.as_ref().map(|(_, deadline)| *deadline);
-        [self.deadline, self.retry_at, setup, left]
+        [self.deadline, self.retry_at, power, left]
             .into_iter()
             .flatten()
             .min()
@@ -132,6 +133,11 @@ impl Worker {
                 self.power = Power::Off;
                 let text = format!("not done after {} s", SETUP_TIMEOUT.as_secs());
                 return self.fail(&tpm::Error::Setup(text).into());
+            }
+            Power::Blocked(blocked) if blocked.next <= now => {
+                if let Some(outcome) = self.hold_again(now) {
+                    return Some(outcome);
+                }
             }
             _ => (),
         }

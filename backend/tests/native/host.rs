@@ -460,7 +460,7 @@ impl Host {
     }
 
     /// Whether it was started here, or runs as one of this host's vTPMs.
-    fn is_ours(&self, pid: u32) -> bool {
+    pub(crate) fn is_ours(&self, pid: u32) -> bool {
         let mine = format!("XEN_STANDIN_DIR={}", self.directory.path().display());
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
         let started = environment

@@ -24,29 +24,6 @@ fn a_guest_has_a_tpm_and_gives_it_up() {
     host.shut_down(guest, Reason::Poweroff);
 }
 
-/// Case C8: libxl waits 10 s for InitWait, and the making of many TPMs takes longer.
-#[test]
-fn init_wait_does_not_wait_for_a_new_tpm() {
-    let Some(host) = Host::bare("") else { return };
-    host.wrap("/usr/bin/swtpm_setup", "sleep 4; exec $real \"$@\"");
-    host.start();
-    let start = Instant::now();
-    for domid in 7..10 {
-        host.add(domid, &uuid(domid));
-    }
-    for domid in 7..10 {
-        host.await_state(domid, "2");
-    }
-    assert!(
-        start.elapsed() < Duration::from_secs(3),
-        "{:?}",
-        start.elapsed()
-    );
-    let mut guest = crate::guest::Guest::new(&host, 7);
-    guest.connect();
-    guest.done(&GET_RANDOM);
-}
-
 /// Finding 19: a swtpm_setup that hangs kept its uuid for ever.
 #[test]
 fn a_setup_that_hangs_goes_with_its_vtpm() {

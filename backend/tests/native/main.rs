@@ -12,6 +12,7 @@ mod guest;
 mod host;
 mod hostile_swtpm;
 mod hypervisor;
+mod init_wait;
 mod killed;
 mod lifecycle;
 mod log_lines;

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use xen_vtpmd::config::{Config, Policy, Uuid};
-use xen_vtpmd::probe::Probe;
 use xen_vtpmd::record::{Record, RunDir};
 use xen_vtpmd::state::{self, State};
 use xen_vtpmd::swtpm::{GiveUp, Version};
@@ -129,19 +128,16 @@ impl Bench {
         let run = RunDir::make(&self.config.run_dir, ID).unwrap();
         let shared = Shared::open(&run.io_file()).unwrap();
         let mut messages = Messages::new(run.messages().unwrap());
-        let probe = Probe::get(&self.config.run_dir);
-        let place = self.place(&run, &probe);
+        let place = self.place(&run);
         let tpm = Tpm::start(&place, held, None, &shared, &mut messages)?;
         assert_eq!(shared.entry(), Entry::Free);
         Ok(Running { tpm, run })
     }
 
-    fn place<'a>(&'a self, run: &'a RunDir, probe: &'a Probe) -> Place<'a> {
+    fn place<'a>(&'a self, run: &'a RunDir) -> Place<'a> {
         Place {
             config: &self.config,
             run,
-            id: ID,
-            probe,
             give_up: GiveUp::never(),
         }
     }
@@ -150,8 +146,7 @@ impl Bench {
     pub(crate) fn adopt(&self) -> Option<Running> {
         let run = RunDir::make(&self.config.run_dir, ID).unwrap();
         let shared = Shared::open(&run.io_file()).unwrap();
-        let probe = Probe::get(&self.config.run_dir);
-        let tpm = Tpm::adopt(&self.place(&run, &probe), &self.uuid, &shared).unwrap()?;
+        let tpm = Tpm::adopt(&self.place(&run), &self.uuid, &shared).unwrap()?;
         Some(Running { tpm, run })
     }
 

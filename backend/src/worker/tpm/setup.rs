@@ -33,8 +33,7 @@ impl Setup {
         }
         let key = key.as_ref().map(AsFd::as_fd);
         let program = Program::Setup { certificates };
-        let landlock = place.probe.landlock;
-        let launch = Launch::new(config, &held.state, &folder, landlock, key, program);
+        let launch = Launch::new(config, &held.state, &folder, key, program);
         let inherited: Vec<_> = held.lock().into_iter().chain(key).collect();
         let process = launch
             .spawn(config, messages.file(), &inherited)

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The right to a state that another vTPM has. That of a guest that is being saved, migrated or rebooted lets go
+//! of it in the end, here or on a host that shares the storage, and this one waits for that behind InitWait. That
+//! of a guest that runs does not, and this one is refused.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use super::tpm::Held;
+use super::{Failure, Power, Worker};
+use crate::config::Uuid;
+use crate::manager::workers_dir;
+use crate::record::{Record, RunDir};
+use crate::state;
+use crate::swtpm::Version;
+use crate::xen::{Domain, Domains};
+use crate::xenbus::{BusState, Id, Paths};
+
+/// How often the state is asked for. NFS carries each attempt to the server.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a guest that wants its TPM waits for the state.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A state that is waited for.
+#[derive(Debug)]
+pub(super) struct Blocked {
+    asked: Option<Version>,
+    /// When it is asked for again.
+    pub(super) next: Instant,
+    /// Until when the guest waits, if it does.
+    limit: Option<Instant>,
+}
+
+impl Blocked {
+    pub(super) fn new(asked: Option<Version>) -> Self {
+        Self {
+            asked,
+            next: Instant::now() + PAUSE,
+            limit: None,
+        }
+    }
+}
+
+impl Worker {
+    /// Takes the state; `None` if it is to be waited for.
+    pub(super) fn hold(
+        &self,
+        uuid: &Uuid,
+        asked: Option<Version>,
+    ) -> Result<Option<Held>, Failure> {
+        match Held::take(&self.config, uuid, asked) {
+            Err(e @ state::Error::Locked { .. }) => match self.holder(uuid)? {
+                Some(other) => Err(Failure::InUse(uuid.clone(), other)),
+                None => {
+                    log::info!("{e}: waits for it");
+                    Ok(None)
+                }
+            },
+            held => Ok(Some(held?)),
+        }
+    }
+
+    /// The vTPM of this host that has the state, if it is to keep it: its guest runs, and the toolstack does not
+    /// take it away.
+    fn holder(&self, uuid: &Uuid) -> Result<Option<Id>, Failure> {
+        let folders = fs::read_dir(workers_dir(&self.config.run_dir));
+        let folders = folders.map_err(|e| Failure::Io("run directory", e))?;
+        for folder in folders.flatten() {
+            let name = folder.file_name();
+            let names = name.to_str().and_then(|name| name.split_once('-'));
+            let id = names.and_then(|(domid, devid)| Id::from_names(domid, devid));
+            let Some(id) = id.filter(|id| *id != self.id) else {
+                continue;
+            };
+            // One that cannot be read is no evidence.
+            let record = Record::read(&RunDir::at(folder.path())).ok().flatten();
+            if record.is_some_and(|record| record.uuid == uuid.to_string()) && self.keeps(id)? {
+                return Ok(Some(id));
+            }
+        }
+        Ok(None)
+    }
+
+    fn keeps(&self, id: Id) -> Result<bool, Failure> {
+        let paths = Paths::new(self.own_domid, id);
+        let shows = |node: &str| self.store.read(&paths.backend(node));
+        if shows("online")?.as_deref() != Some("1")
+            || shows("state")?.is_none_or(|state| state == BusState::Closed.to_string())
+        {
+            return Ok(false);
+        }
+        match self.own_domid {
+            0 => Ok(Domains::open()?.state(id.domid)? == Domain::Alive),
+            // A driver domain cannot ask, and saves no guests.
+            _ => Ok(true),
+        }
+    }
+
+    /// The guest has published a connection, and waits for its TPM.
+    pub(super) fn guest_waits(&mut self) {
+        if let Power::Blocked(blocked) = &mut self.power {
+            blocked.limit.get_or_insert(Instant::now() + LIMIT);
+        }
+    }
+
+    /// Asks for the state again.
+    pub(super) fn hold_again(&mut self, now: Instant) -> Option<super::Outcome> {
+        let (Power::Blocked(blocked), Some(uuid)) = (&mut self.power, &self.uuid) else {
+            return None;
+        };
+        blocked.next = now + PAUSE;
+        let failure = match Held::take(&self.config, uuid, blocked.asked) {
+            Err(state::Error::Locked { .. }) if blocked.limit.is_none_or(|limit| now < limit) => {
+                return None;
+            }
+            Ok(held) => {
+                self.power = Power::Off;
+                self.switch_on(held).err()?
+            }
+            Err(e) => e.into(),
+        };
+        self.fail(&failure)
+    }
+}
