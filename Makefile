@@ -34,7 +34,7 @@ distclean: clean
 
 help:
 	@echo 'make               build the module for every kernel, and the backend, into build/'
-	@echo 'make deb           the Debian package of the backend, into build/deb/'
+	@echo 'make deb           the Debian packages of the backend and of the driver, into build/deb/'
 	@echo 'make demo          boot Xen with two guests and see a vTPM at work;'
 	@echo '                   SHELL_IN=domu or SHELL_IN=dom0 ends in a shell there'
 	@echo 'make test          all checks that take minutes; report in build/report/tests.md'

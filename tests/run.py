@@ -8,8 +8,8 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, documents, ending, host, intree, lint  # noqa: E402
-from suites import module, package, scenarios, series  # noqa: E402
+from suites import bench, deep, documents, ending, guest_package, host, intree  # noqa: E402
+from suites import lint, module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
@@ -50,6 +50,7 @@ def command_test(have):
         documents.run(report)
         module.run(report, have.kernels)
         package.run(report)
+        guest_package.run(report, have.kernels)
         series.run(report, have.kernels[0].source)
         if not report.count("fail"):
             cargo_cache.keep()

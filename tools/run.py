@@ -12,7 +12,7 @@ sys.path.insert(0, TOP)
 
 from tools import build  # noqa: E402
 from tools.kernels.prepare import prepare  # noqa: E402
-from tools.package.deb import build_deb  # noqa: E402
+from tools.package.deb import build_deb, build_guest_debs  # noqa: E402
 from tools.steps import BUILD, StepError, step  # noqa: E402
 
 
@@ -43,11 +43,15 @@ def command_build(have):
     return 0 if built == have.kernels and not have.failed else 1
 
 
-def command_deb(_):
-    """make deb: the backend's package."""
+def command_deb(have):
+    """make deb: the backend's package, and the driver's."""
     with step("building the package of the backend"):
-        path = build_deb()
-    print(f"built: {path}")
+        paths = [build_deb()]
+    with step("building the packages of the driver"):
+        for kernel in have.kernels:
+            build.build_module(kernel)
+        paths += build_guest_debs(have.kernels)
+    print("\n".join(["built:", *paths]))
     return 0
 
 

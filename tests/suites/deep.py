@@ -5,7 +5,7 @@ one m are all of it."""
 import re
 import time
 
-from suites import coverage, host, intree, proof, scenarios, series
+from suites import coverage, guest_package, host, intree, proof, scenarios, series
 from tools.steps import StepError
 
 # Minutes on two quiet processors, which the shares are made by; those of a kernel of our own with
@@ -27,9 +27,10 @@ MINUTES = {
     "kill_daemon_50": 6,
     "hostile_backend_seeded": 3,
     "driver_mutations": 3,
-    "save_restore_20": 4,
+    "save_restore_10": 2,
     "package": 4,
     "hostile_frontend_deep": 2,
+    "guest_package": 3.5,
 }
 MINUTES_OTHERWISE = 0.8
 # Suites that have the kernel of some scenarios: it is built but once.
@@ -80,6 +81,7 @@ def suites_of(report, kernels, newest):
         "mutations": lambda: proof.run_mutations(report),
         "intree": lambda: intree.run(report, newest),
         "corners": lambda: intree.run_corners(report, newest),
+        "guest_package": lambda: guest_package.run_deep(report, kernels),
         "series": lambda: [
             series.run(report, kernel.source) for kernel in kernels if kernel != newest
         ],

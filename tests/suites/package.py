@@ -11,7 +11,7 @@ import tomllib
 
 from testbed.report import Failure
 from tools.build import cargo_environment
-from tools.package.deb import FOLDER, SOURCE, build_deb, deb, version
+from tools.package.deb import FOLDER, build_deb, deb, source, version
 from tools.steps import TOP, output
 
 MAN = "backend/man"
@@ -68,8 +68,9 @@ def built():
     return f"{os.path.getsize(deb()) >> 10} kB, {len(listing.splitlines())} files"
 
 
-def lintian():
-    """Debian's own check finds no error and no warning, and nothing was hidden from it."""
+def lintian(name="xen-vtpmd"):
+    """Debian's own check finds no error and no warning in a source package's packages, and nothing
+    was hidden from it."""
     done = subprocess.run(
         [
             "lintian",
@@ -77,7 +78,7 @@ def lintian():
             "--show-overrides",
             "--display-level",
             ">=pedantic",
-            *glob.glob(f"{FOLDER}/*.changes"),
+            *glob.glob(f"{FOLDER}/{name}_*.changes"),
         ],
         capture_output=True,
         text=True,
@@ -109,7 +110,7 @@ def man_lint():
 def daemon(*arguments):
     """What the packaged daemon says."""
     return subprocess.run(
-        [f"{SOURCE}/debian/built/xen-vtpmd", *arguments],
+        [f"{source()}/debian/built/xen-vtpmd", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -217,7 +218,7 @@ def man_keys():
 
 def completions():
     """bash completes a command by the installed file."""
-    script = f"""source {SOURCE}/debian/built/bash/xen-vtpmd
+    script = f"""source {source()}/debian/built/bash/xen-vtpmd
         complete -p xen-vtpmd >/dev/null || exit 1
         COMP_WORDS=(xen-vtpmd st) COMP_CWORD=1 &&
             _xen-vtpmd xen-vtpmd st xen-vtpmd && echo "${{COMPREPLY[@]}}\""""

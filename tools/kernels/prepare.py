@@ -180,21 +180,12 @@ def prepare_tree(kernel, work):
     """Makes the O= tree: the stock configuration and symbols, with Rust's metadata."""
     headers = f"{work}/headers/usr/src/linux-headers-{kernel.release}"
     check_compiler(f"{headers}/.config")
-    os.makedirs(kernel.build)
-    for name in (".config", "Module.symvers", ".kernelvariables", "vmlinux"):
-        shutil.copy(f"{headers}/{name}", kernel.build)
-    make = ["nice", "make", "-C", kernel.source, f"O={kernel.build}"]
-    log = f"prepare-{kernel.series}.log"
-    must(make + ["olddefconfig"], log, "cannot configure the kernel tree")
-    with open(f"{headers}/.config", "rb") as old, open(f"{kernel.build}/.config", "rb") as new:
-        if old.read() != new.read():
-            raise StepError(
-                f"the configuration of {kernel.release} changed in olddefconfig: another compiler?"
-            )
-    must(make + [f"-j{JOBS}", "modules_prepare"], log, "cannot prepare the kernel tree")
-    for name in ("rust/libkernel.rmeta", "tools/objtool/objtool", "scripts/mod/modpost"):
-        if not os.path.exists(f"{kernel.build}/{name}"):
-            raise StepError(f"modules_prepare made no {name}: see build/log/{log}")
+    must(
+        [f"{steps.TOP}/tools/kernels/prepare-tree", headers, kernel.source, kernel.build],
+        f"prepare-{kernel.series}.log",
+        "cannot prepare the kernel tree",
+        env={"JOBS": str(JOBS)},
+    )
 
 
 def prepare_boot(kernel, work):

@@ -1,47 +1,93 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds the Debian package of the backend."""
+"""Builds the Debian packages: the backend's, and the driver's for guests."""
 
 import glob
 import os
 import shutil
 
-from tools.build import cargo_environment
+from tools import build
 from tools.sources import sources
 from tools.steps import BUILD, TOP, must, output
 
 FOLDER = f"{BUILD}/deb"
-SOURCE = f"{FOLDER}/source"
+# Where a package's debian/ is among the sources.
+BACKEND, GUEST = "backend", "tools/package/guest"
 
 
-def version():
-    """The package's version, which is the daemon's."""
-    return output(
-        "dpkg-parsechangelog", "-l", f"{TOP}/backend/debian/changelog", "-S", "Version"
-    ).strip()
+def version(place=BACKEND):
+    """The packages' version."""
+    changelog = f"{TOP}/{place}/debian/changelog"
+    return output("dpkg-parsechangelog", "-l", changelog, "-S", "Version").strip()
 
 
-def deb():
-    """The package."""
-    return f"{FOLDER}/xen-vtpmd_{version()}_amd64.deb"
+def source(name="xen-vtpmd"):
+    """Where a source package is built."""
+    return f"{FOLDER}/{name}-source"
 
 
-def build_deb():
-    """Builds the package, from a copy of the sources that has debian/ where Debian's tools look for
-    it."""
-    shutil.rmtree(SOURCE, ignore_errors=True)
-    for path in glob.glob(f"{FOLDER}/xen-vtpmd_*"):
-        os.unlink(path)
-    for name in sources():
-        of_debian = name.startswith("backend/debian/")
-        target = f"{SOURCE}/{name.removeprefix('backend/') if of_debian else name}"
+def deb(name="xen-vtpmd", place=BACKEND, architecture="amd64"):
+    """A package that was built."""
+    return f"{FOLDER}/{name}_{version(place)}_{architecture}.deb"
+
+
+def guest_debs(release):
+    """The packages for a guest with this stock kernel, without a compiler."""
+    return [deb("xen-tpmfront-common", GUEST, "all"),
+            deb(f"xen-tpmfront-modules-{release}", GUEST)]
+
+
+def copy_sources(name, place):
+    """A copy of the sources that has debian/ where Debian's tools look for it."""
+    shutil.rmtree(source(name), ignore_errors=True)
+    for path in sources():
+        of_debian = path.startswith(f"{place}/debian/")
+        target = f"{source(name)}/{path.removeprefix(f'{place}/') if of_debian else path}"
         os.makedirs(os.path.dirname(target), exist_ok=True)
-        shutil.copy2(f"{TOP}/{name}", target)
+        shutil.copy2(f"{TOP}/{path}", target)
+
+
+def build_packages(name, env):
+    """Builds the packages of a copy of the sources."""
+    for path in glob.glob(f"{FOLDER}/{name}*_*"):
+        os.unlink(path)
     # The root has what is needed of build-essential, but not that package.
     must(
         ["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"],
-        "deb.log",
-        "the package does not build",
-        cwd=SOURCE,
-        env={**cargo_environment(), "DEB_BUILD_OPTIONS": "noautodbgsym"},
+        f"deb-{name}.log",
+        f"the package {name} does not build",
+        cwd=source(name),
+        env={**env, "DEB_BUILD_OPTIONS": "noautodbgsym"},
     )
+
+
+def build_deb():
+    """Builds the backend's package."""
+    copy_sources("xen-vtpmd", BACKEND)
+    build_packages("xen-vtpmd", build.cargo_environment())
     return deb()
+
+
+def build_guest_debs(kernels):
+    """Builds the driver's packages: that for DKMS, and the modules of these kernels, which are
+    built."""
+    copy_sources("xen-tpmfront", GUEST)
+    debian = f"{source('xen-tpmfront')}/debian"
+    with open(f"{debian}/control.modules", encoding="utf-8") as file:
+        stanzas = file.read()
+    for kernel in kernels:
+        with open(f"{debian}/control", "a", encoding="utf-8") as file:
+            file.write(stanzas.replace("@RELEASE@", kernel.release))
+        with open(f"{debian}/modules.postinst", encoding="utf-8") as file:
+            script = file.read().replace("@RELEASE@", kernel.release)
+        for when in ("postinst", "postrm"):
+            path = f"{debian}/xen-tpmfront-modules-{kernel.release}.{when}"
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(script)
+    build_packages(
+        "xen-tpmfront",
+        {
+            "RELEASES": " ".join(kernel.release for kernel in kernels),
+            "MODULES": f"{BUILD}/module",
+        },
+    )
+    return sorted(glob.glob(f"{FOLDER}/xen-tpmfront*.deb"))

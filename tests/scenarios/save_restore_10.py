@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A guest is saved and restored twenty times with its TPM: each time it is the same device, and
+"""A guest is saved and restored ten times with its TPM: each time it is the same device, and
 nothing is left over."""
 
 from testbed import guest_resources
@@ -7,7 +7,7 @@ from testbed.toolstack import save_and_restore
 
 SETS = ("deep",)
 
-TIMES = 20
+TIMES = 10
 
 
 def run(bed):
