@@ -21,6 +21,7 @@ use crate::control::{self, Request};
 use crate::files::read_plain;
 use crate::key;
 use crate::logger::Plain;
+use crate::measure;
 use crate::notes::{Notes, Use};
 use crate::session::{self, Place, Session, Start};
 use crate::state::{self, sync_folder, version_of_state, State};
@@ -80,6 +81,12 @@ pub enum Error {
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] key::Error),
+    /// The event log cannot be read.
+    #[error(transparent)]
+    EventLog(#[from] measure::Error),
+    /// There is no event log.
+    #[error("vTPM {0} has no event log: its guest was not measured, or has not been started since it can be")]
+    NoEventLog(Uuid),
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
@@ -143,14 +150,25 @@ pub fn remove(config: &Config, uuid: &Uuid) -> Result<(), Error> {
     forget(&state)
 }
 
+/// Writes the event log of a vTPM's guest, the one that runs or ran last, to stdout.
+pub fn event_log(config: &Config, uuid: &Uuid) -> Result<(), Error> {
+    let state = existing(config, uuid)?;
+    let log = measure::kept_log(&state.path)?.ok_or_else(|| Error::NoEventLog(uuid.clone()))?;
+    let mut stdout = io::stdout();
+    let stdout_error = at(Path::new("stdout"));
+    stdout.write_all(&log).map_err(stdout_error)
+}
+
 /// Removes what is beside a state that is gone.
 pub fn forget(state: &State) -> Result<(), Error> {
     Notes::remove(&state.path).map_err(at(&state.path))?;
-    let key = state.path.with_extension("key");
-    match fs::remove_file(&key) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(at(&key)(e)),
-        _ => Ok(()),
+    for beside in [key::mark_path(&state.path), measure::log_path(&state.path)] {
+        match fs::remove_file(&beside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&beside)(e)),
+            _ => (),
+        }
     }
+    Ok(())
 }
 
 /// A new TPM in place of the one that is there.

@@ -19,6 +19,7 @@ use crate::admin::{self, list};
 use crate::config::{Config, Uuid};
 use crate::files::read_plain;
 use crate::key;
+use crate::measure;
 use crate::notes::Notes;
 use crate::state::{self, sync_folder, version_of_state, Lock, State};
 use crate::swtpm::Version;
@@ -113,6 +114,9 @@ struct Manifest {
     /// What UUID.key says, if the state is encrypted by a key of the vTPM's own.
     #[serde(default)]
     key: Option<serde_json::Value>,
+    /// The event log of the guest, whose PCRs the volatile state has.
+    #[serde(default)]
+    event_log: Option<Vec<u8>>,
 }
 
 impl Manifest {
@@ -140,6 +144,10 @@ impl Manifest {
             saved_for: saved_for.and_then(|mark| mark["vm"].as_str().map(str::to_owned)),
             identity: Some(notes.identity.unwrap_or_else(|| uuid.clone())),
             key: beside("key")?,
+            event_log: match saved {
+                true => measure::kept_log(&state.path).map_err(admin::Error::from)?,
+                false => None,
+            },
             uuid,
         })
     }
@@ -374,6 +382,7 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
     Notes::new(other.then(|| identity.to_string()))
         .write(&state.path)
         .map_err(at(&state.path.with_extension("info")))?;
+    measure::keep_log(&state.path, manifest.event_log.as_deref()).map_err(admin::Error::from)?;
     state.finish(config, manifest.saved, manifest.saved_for.as_deref())?;
     Ok(Imported { uuid, remarks })
 }
@@ -418,6 +427,7 @@ fn read_folder(path: &Path, uuid: &Uuid) -> Result<(Manifest, Files), Error> {
         version: version.to_string(),
         saved: false,
         saved_for: None,
+        event_log: None,
         identity: None,
         key: None,
     };

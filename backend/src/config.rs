@@ -15,6 +15,7 @@ use log::LevelFilter;
 pub use file::{load, parse, ConfigFile, FileError};
 
 use crate::cgroup::Limits;
+use crate::measure::Measure;
 use crate::swtpm::Version;
 
 /// Where the administrator's decisions are unless told otherwise.
@@ -137,6 +138,8 @@ pub struct Policy {
     pub on_death: OnDeath,
     /// Who has the platform's rights.
     pub platform_hierarchy: PlatformHierarchy,
+    /// Whether what its guest boots is measured.
+    pub measure: Measure,
     /// Whether new state gets certificates for the EK and, for a TPM 2.0, the platform.
     pub certificates: bool,
     /// The file with the key that the state is encrypted with.
@@ -153,6 +156,7 @@ impl Default for Policy {
             localities: 0b111,
             on_death: OnDeath::Closed,
             platform_hierarchy: PlatformHierarchy::Closed,
+            measure: Measure::Try,
             certificates: false,
             key_file: None,
             memory: 256,

@@ -39,6 +39,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// What its guest boots was to be measured, and could not be. Its TPM is up all the same.
+    Unmeasured {
+        /// Whose state.
+        uuid: String,
+        /// Why.
+        reason: String,
+    },
     /// Its volatile state is stored for a guest that was saved.
     Saved {
         /// Whose state.
@@ -54,6 +61,7 @@ impl Event {
             Self::Failed { .. } => "failed",
             Self::Lost { .. } => "lost",
             Self::Refused { .. } => "refused",
+            Self::Unmeasured { .. } => "unmeasured",
             Self::Saved { .. } => "saved",
         }
     }
@@ -65,6 +73,7 @@ impl Event {
             | Self::Failed { uuid, .. }
             | Self::Lost { uuid, .. }
             | Self::Refused { uuid, .. }
+            | Self::Unmeasured { uuid, .. }
             | Self::Saved { uuid } => uuid,
         }
     }
@@ -74,7 +83,8 @@ impl Event {
         match self {
             Self::Failed { reason, .. }
             | Self::Lost { reason, .. }
-            | Self::Refused { reason, .. } => reason,
+            | Self::Refused { reason, .. }
+            | Self::Unmeasured { reason, .. } => reason,
             Self::Started { .. } | Self::Saved { .. } => "",
         }
     }

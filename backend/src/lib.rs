@@ -23,6 +23,7 @@ pub mod launch;
 pub mod lifecycle;
 pub mod logger;
 pub mod manager;
+pub mod measure;
 pub mod metrics;
 pub mod notes;
 pub mod probe;

@@ -84,6 +84,11 @@ enum Task {
         /// Which vTPM
         uuid: Uuid,
     },
+    /// Write the event log of a vTPM's guest, for tpm2_eventlog, to stdout
+    Eventlog {
+        /// Which vTPM
+        uuid: Uuid,
+    },
     /// Remove the state of a vTPM that is not in use
     Remove {
         /// Which vTPM
@@ -326,6 +331,7 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             let config = load(args.config)?;
             print!("{}", admin::info(&config, &uuid, &admin::users(&config))?);
         }
+        Task::Eventlog { uuid } => admin::event_log(&load(args.config)?, &uuid)?,
         Task::Remove { uuid, yes } => {
             let config = load(args.config)?;
             let question = format!("All keys and all NV of vTPM {uuid} will be gone.");

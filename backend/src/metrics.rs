@@ -115,6 +115,12 @@ pub fn text(report: &Report) -> String {
             totals.restores as f64,
         ),
         (
+            "xen_vtpmd_tpms_unmeasured_total",
+            "counter",
+            "TPMs whose guests were to be measured, and were not.",
+            totals.unmeasured as f64,
+        ),
+        (
             "xen_vtpmd_saves_total",
             "counter",
             "TPMs that were saved with their guests.",

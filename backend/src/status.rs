@@ -50,6 +50,8 @@ pub struct Totals {
     pub lost: u64,
     /// Connections that were turned down.
     pub refused: u64,
+    /// TPMs whose guests were to be measured, and were not.
+    pub unmeasured: u64,
     /// TPMs that were saved with their guests.
     pub saves: u64,
 }
@@ -66,6 +68,7 @@ impl Totals {
             Event::Failed { .. } => self.failures += 1,
             Event::Lost { .. } => self.lost += 1,
             Event::Refused { .. } => self.refused += 1,
+            Event::Unmeasured { .. } => self.unmeasured += 1,
             Event::Saved { .. } => self.saves += 1,
         }
     }

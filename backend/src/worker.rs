@@ -12,6 +12,7 @@ mod create;
 mod end;
 mod failure;
 mod hold;
+mod measured;
 pub mod messages;
 mod requests;
 mod serving;
@@ -33,6 +34,7 @@ use crate::config::{Config, Policy, Uuid};
 use crate::launch::has_landlock;
 use crate::lifecycle::{decide, Facts, Stage, Step};
 use crate::logger;
+use crate::measure::Boot;
 use crate::record::RunDir;
 use crate::status::LastError;
 use crate::storm::Backoff;
@@ -148,6 +150,8 @@ struct Worker {
     /// Whose state it has, and what the administrator says about it; once that is known.
     uuid: Option<Uuid>,
     policy: Policy,
+    /// What the guest boots, for the start of its TPM.
+    boot: Boot,
     /// What the kernel lacks for the sandbox.
     lacks: Vec<String>,
     /// The page of the next connection was served by a former worker or I/O process.
@@ -216,6 +220,7 @@ impl Worker {
             stage: Stage::New,
             uuid: None,
             policy: Policy::default(),
+            boot: Boot::default(),
             resumes: false,
             tried: None,
             deadline: None,

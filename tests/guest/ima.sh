@@ -34,6 +34,10 @@ check_ima_evmctl() {
 	evmctl ima_measurement --ignore-violations "$@" $ima/binary_runtime_measurements >out 2>&1 || fail "$(cat out)"
 	grep -q 'Matched per TPM bank calculated digest' out || fail "$(cat out)"
 	tail -n 1 out
+	# boot_aggregate is over what was measured before IMA, and not of zeroes any more.
+	first=$(sed -n '1s/.* ima-ng \([^ ]*\) boot_aggregate$/\1/p' $ima/ascii_runtime_measurements)
+	evmctl ima_boot_aggregate "$@" >out 2>&1 || fail "$(cat out)"
+	[ -n "$first" ] && grep -qx "$first" out || fail "boot_aggregate is '$first', and evmctl says: $(cat out)"
 }
 
 # A file system that ima_policy=tcb measures all of: it leaves out what is read from a tmpfs.

@@ -14,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::{Config, OnDeath, PlatformHierarchy, Policy, Sandbox, Uuid};
 use crate::cgroup::Limits;
+use crate::measure::Measure;
 use crate::swtpm::Version;
 
 /// The highest locality there is.
@@ -155,6 +156,7 @@ struct Keys {
     localities: Option<Localities>,
     on_death: Option<Parsed<OnDeath>>,
     platform_hierarchy: Option<Parsed<PlatformHierarchy>>,
+    measure: Option<Parsed<Measure>>,
     certificates: Option<bool>,
     key_file: Option<Parsed<Absolute>>,
     memory: Option<Memory>,
@@ -204,6 +206,7 @@ impl Keys {
             platform_hierarchy: self
                 .platform_hierarchy
                 .map_or(else_.platform_hierarchy, |choice| choice.0),
+            measure: self.measure.map_or(else_.measure, |choice| choice.0),
             certificates: self.certificates.unwrap_or(else_.certificates),
             key_file: self
                 .key_file

@@ -50,6 +50,11 @@ impl GiveUp {
         Self(Rc::new(question))
     }
 
+    /// Whether it is.
+    pub fn is_so(&self) -> bool {
+        (self.0)()
+    }
+
     /// Never: only timeouts end a wait.
     pub fn never() -> Self {
         Self::when(|| false)
@@ -124,7 +129,7 @@ impl Client {
             _ => return Ok(()),
         }
         while let Reply::Refused(HAS_ONE) = self.ask(REQUEST, None)? {
-            if Instant::now() >= deadline || (self.give_up.0)() {
+            if Instant::now() >= deadline || self.give_up.is_so() {
                 return Err(Error::Refused(REQUEST.name(), HAS_ONE));
             }
             std::thread::sleep(DATA_PAUSE);
@@ -141,7 +146,7 @@ impl Client {
         self.done(Request::Init, None)?;
         match resumes {
             true => Ok(()),
-            false => self.own("TPM startup", &self.version.startup()),
+            false => self.own("TPM startup", &self.version.startup()).map(drop),
         }
     }
 
@@ -151,7 +156,9 @@ impl Client {
         getrandom(&mut secret).map_err(socket("random"))?;
         let mut done = Ok(());
         for mut packet in self.version.close_platform(&secret) {
-            done = self.own("closing the platform hierarchy", &packet);
+            done = self
+                .own("closing the platform hierarchy", &packet)
+                .map(drop);
             packet.zeroize();
         }
         secret.zeroize();
@@ -188,7 +195,7 @@ impl Client {
     /// Tells the TPM that it is about to be switched off.
     pub fn shut_down_tpm(&mut self) -> Result<(), Error> {
         match self.version.shutdown() {
-            Some(packet) => self.own("TPM2_Shutdown", &packet),
+            Some(packet) => self.own("TPM2_Shutdown", &packet).map(drop),
             None => Ok(()),
         }
     }
@@ -220,10 +227,10 @@ impl Client {
     }
 
     /// As [`command`](Self::command), where the response has to be a success.
-    fn own(&mut self, name: &'static str, packet: &[u8]) -> Result<(), Error> {
+    pub fn own(&mut self, name: &'static str, packet: &[u8]) -> Result<Inbox, Error> {
         let response = self.command(name, packet)?;
         match undo::code(response.packet()) {
-            Some(0) => Ok(()),
+            Some(0) => Ok(response),
             code => Err(Error::Command(name, code.unwrap_or(u32::MAX))),
         }
     }
@@ -284,7 +291,7 @@ impl Client {
             if left.is_zero() {
                 return Err(Error::Slow(name, self.timeout.as_secs()));
             }
-            if (self.give_up.0)() {
+            if self.give_up.is_so() {
                 return Err(Error::GivenUp(name));
             }
         }

@@ -6,6 +6,7 @@ use std::io;
 
 use super::tpm;
 use crate::config::Uuid;
+use crate::measure;
 use crate::state;
 use crate::swtpm;
 use crate::xen;
@@ -52,6 +53,12 @@ impl Failure {
 
 impl From<swtpm::Error> for Failure {
     fn from(e: swtpm::Error) -> Self {
+        tpm::Error::from(e).into()
+    }
+}
+
+impl From<measure::Error> for Failure {
+    fn from(e: measure::Error) -> Self {
         tpm::Error::from(e).into()
     }
 }

@@ -42,6 +42,7 @@ impl Worker {
         }
         self.connect.tried(now);
         self.disconnect();
+        self.offer_event_log()?;
         self.tried = Some(params);
         match self.open(params) {
             Ok(()) => {

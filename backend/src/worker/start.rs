@@ -62,6 +62,7 @@ impl Worker {
             return Err(Failure::Connection(text));
         }
         let held = self.hold(&uuid, asked)?;
+        self.find_boot(held.as_ref())?;
         self.store.remove(&self.paths.error())?;
         self.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
@@ -106,10 +107,11 @@ impl Worker {
             &place,
             held,
             vm.as_deref(),
+            std::mem::take(&mut self.boot),
             &self.shared,
             &mut self.messages,
         )?;
-        let restored = tpm.resumed;
+        let (restored, unmeasured) = (tpm.resumed, tpm.unmeasured.clone());
         match restored {
             true => log::info!("TPM {version} goes on with the saved state {path}"),
             false => log::info!("TPM {version} on the state {path}"),
@@ -119,6 +121,9 @@ impl Worker {
         self.note_use();
         let uuid = self.uuid_text();
         self.control.tell(&Event::Started { uuid, us, restored });
+        if let Some(reason) = unmeasured {
+            self.tell_unmeasured(reason);
+        }
         Ok(())
     }
 

@@ -17,6 +17,7 @@ use rustix::thread::set_thread_res_uid;
 use crate::config::{Config, PlatformHierarchy, Uuid};
 use crate::key::{self, Key};
 use crate::launch::{Launch, Program};
+use crate::measure::{self, Boot, Measured};
 use crate::probe::Probe;
 use crate::record::{Record, RunDir};
 use crate::state::{self, Lock, State};
@@ -66,6 +67,9 @@ pub enum Error {
     /// A process, or what it needs, could not be made.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),
+    /// The guest was not measured.
+    #[error(transparent)]
+    Measure(#[from] measure::Error),
     /// The directory of the certificate authority is not what it should be.
     #[error("certificates: {0}")]
     Certificates(String),
@@ -145,14 +149,17 @@ pub struct Tpm {
     uid: Option<u32>,
     /// Whether it went on with the volatile state of a guest that was saved.
     pub resumed: bool,
+    /// Why the guest that it started for was not measured, though it was to be.
+    pub unmeasured: Option<String>,
 }
 
 impl Tpm {
-    /// Starts swtpm on a state that exists. `vm` is the guest that it is for.
+    /// Starts swtpm on a state that exists. `vm` is the guest that it is for, and `boot` what that boots.
     pub fn start(
         place: &Place<'_>,
         held: Held,
         vm: Option<&str>,
+        boot: Boot,
         shared: &Shared,
         messages: &mut Messages,
     ) -> Result<Self, Error> {
@@ -186,25 +193,35 @@ impl Tpm {
         drop(listener);
 
         let version = state.version;
-        let up = Client::connect(&path, version, START_TIMEOUT, place.give_up.clone()).and_then(
-            |mut client| {
-                client.start(resumed)?;
-                if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
-                    client.close_platform()?;
+        let up = || -> Result<(Client, Measured), Error> {
+            let give_up = &place.give_up;
+            let mut client = Client::connect(&path, version, START_TIMEOUT, give_up.clone())?;
+            client.start(resumed)?;
+            if !resumed && policy.platform_hierarchy == PlatformHierarchy::Closed {
+                client.close_platform()?;
+            }
+            client.set_timeout(client::TIMEOUT);
+            let measured = match resumed {
+                // The guest has booted once, and its PCRs and its log go on.
+                true => Measured::default(),
+                false => {
+                    let policy = policy.measure;
+                    let measured = measure::measure(&mut client, version, boot, policy, give_up)?;
+                    measure::keep_log(&state.path, measured.log.as_deref())?;
+                    measured
                 }
-                client.set_timeout(client::TIMEOUT);
-                Ok(client)
-            },
-        );
-        let client = match up {
-            Ok(client) => client,
+            };
+            Ok((client, measured))
+        };
+        let (client, measured) = match up() {
+            Ok(up) => up,
             Err(e) => {
                 let ended = process.wait(Duration::from_millis(200));
                 let _ = process.kill(KILL_TIMEOUT);
                 Record::remove(place.run);
                 return Err(match ended {
                     Ok(Some(exit)) => Error::Ended(reason(messages, &exit.to_string())),
-                    _ => e.into(),
+                    _ => e,
                 });
             }
         };
@@ -215,10 +232,12 @@ impl Tpm {
             held,
             uid,
             resumed,
+            unmeasured: measured.missing,
         };
         tpm.reserve();
-        shared.note(Entry::Free);
+        // Counted before it is up: of a second start, nothing is measured.
         shared.starts.add(1);
+        shared.note(Entry::Free);
         shared.restores.add(u64::from(resumed));
         // Used up: should this TPM be killed later, its volatile state is out of date.
         tpm.held.state.unmark_saved()?;
@@ -263,6 +282,7 @@ impl Tpm {
             },
             uid,
             resumed: false,
+            unmeasured: None,
         };
         // What a former worker was told of and could not make durable any more.
         tpm.held.state.sync()?;

@@ -126,10 +126,14 @@ impl Store {
 
     /// Removes a node and all below it. That there is none is fine.
     pub fn remove(&self, path: &str) -> Result<(), Error> {
+        self.remove_in(sys::XBT_NULL, path)
+    }
+
+    fn remove_in(&self, transaction: u32, path: &str) -> Result<(), Error> {
         const CALL: &str = "removing xenstore node";
         let c_path = c_string(CALL, path)?;
         // SAFETY: The handle is open by the type invariant and the path ends in NUL.
-        let done = unsafe { sys::xs_rm(self.handle(), sys::XBT_NULL, c_path.as_ptr()) };
+        let done = unsafe { sys::xs_rm(self.handle(), transaction, c_path.as_ptr()) };
 
         if done {
             return Ok(());
@@ -217,6 +221,11 @@ impl Transaction<'_> {
     /// As [`Store::write`].
     pub fn write(&self, path: &str, value: &str) -> Result<(), Error> {
         self.store.write_in(self.id, path, value)
+    }
+
+    /// As [`Store::remove`].
+    pub fn remove(&self, path: &str) -> Result<(), Error> {
+        self.store.remove_in(self.id, path)
     }
 }
 

@@ -4,9 +4,11 @@
 //! for libxenevtchn, libxengnttab and libxenctrl. README.md tells how it is run.
 
 mod archive;
+mod boots;
 mod costs;
 mod durable;
 mod each_call;
+mod event_log;
 mod faults;
 mod guest;
 mod host;
@@ -17,6 +19,7 @@ mod killed;
 mod lifecycle;
 mod log_lines;
 mod manager;
+mod measured_start;
 mod neighbours;
 mod processes;
 mod sandbox;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use xen_vtpmd::config::{Config, Policy, Uuid};
+use xen_vtpmd::measure::Boot;
 use xen_vtpmd::record::{Record, RunDir};
 use xen_vtpmd::state::{self, State};
 use xen_vtpmd::swtpm::{GiveUp, Version};
@@ -129,7 +130,7 @@ impl Bench {
         let shared = Shared::open(&run.io_file()).unwrap();
         let mut messages = Messages::new(run.messages().unwrap());
         let place = self.place(&run);
-        let tpm = Tpm::start(&place, held, None, &shared, &mut messages)?;
+        let tpm = Tpm::start(&place, held, None, Boot::default(), &shared, &mut messages)?;
         assert_eq!(shared.entry(), Entry::Free);
         Ok(Running { tpm, run })
     }

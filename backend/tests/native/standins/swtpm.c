@@ -157,7 +157,9 @@ static void take_control_message(void)
 
 static void take_command(void)
 {
-	unsigned char command[4096], response[19] = { 0x80, 1, 0, 0, 0, 10 };
+	/* TPM2_GetCapability of TPM_CAP_PCRS: SHA-256 is the active bank. */
+	static const unsigned char banks[] = { 0, 0, 0, 0, 5, 0, 0, 0, 1, 0, 11, 3, 255, 255, 255 };
+	unsigned char command[4096], response[25] = { 0x80, 1, 0, 0, 0, 10 };
 	size_t n = 10;
 
 	if (recv(data, command, sizeof(command), 0) <= 0) {
@@ -170,6 +172,9 @@ static void take_command(void)
 		response[1] = 2;
 		response[5] = n = 19;
 		response[16] = 1;
+	} else if (command[8] == 1 && command[9] == 0x7a) {
+		response[5] = n = 25;
+		memcpy(response + 10, banks, sizeof(banks));
 	}
 	put(data, response, n);
 }
