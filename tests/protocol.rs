@@ -6,6 +6,9 @@
 use proptest::prelude::*;
 use std::cell::{Cell, RefCell};
 use xen_tpm_protocol::backend::{Vacant, Wish};
+use xen_tpm_protocol::command::{
+    CANCEL_TIMEOUT_MS, MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, SILENT_TIMEOUT_MS,
+};
 use xen_tpm_protocol::frontend::{Completed, Idle, Submitted};
 use xen_tpm_protocol::layout::{MAX_PACKET, PAGE_SIZE, STATE};
 use xen_tpm_protocol::packet::{BadResponse, Request, HEADER_SIZE};
@@ -367,5 +370,26 @@ proptest! {
             };
             prop_assert!(page.payload_is_wiped());
         }
+    }
+}
+
+/// The models take the timeouts from the code; these are the ones that are promised.
+#[test]
+fn the_timeouts_are_those_of_the_document() {
+    let text = include_str!("../Documentation/security.rst");
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for promise in [
+        format!(
+            "its timeout and {} s for its cancel",
+            CANCEL_TIMEOUT_MS / 1000
+        ),
+        format!(
+            "the timeout is {} s to {} minutes, and {} s after",
+            MIN_TIMEOUT_MS / 1000,
+            MAX_TIMEOUT_MS / 60_000,
+            SILENT_TIMEOUT_MS / 1000
+        ),
+    ] {
+        assert!(text.contains(&promise), "no {promise:?}");
     }
 }

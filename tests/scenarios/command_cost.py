@@ -10,13 +10,16 @@ from testbed.report import Failure
 SETS = ("test",)
 
 ROUNDS = 200
-# The goals are 1.10 and 17 (Documentation/performance.rst): these are what nobody may fall back to.
-MOST_OF_FLOOR = 1.2
-LEAST_SPEEDUP = 12
+# It was 1.11, 19.2 and 0.99 on 2026-11-28, and is counted and not timed: runs differ by 0.1 %. The
+# goals are in Documentation/performance.rst.
+MOST_OF_FLOOR = 1.13
+LEAST_SPEEDUP = 18
+MOST_OF_C_WITH_IRQ = 1.02
 
 
 def cost(measured):
-    """The ratio to the bare exchange, and to the C driver."""
+    """The ratios to the bare exchange, to the C driver, and to the C driver whose core waits for its
+    interrupt."""
     found = {
         name: median(samples) for name, samples in measured.times(bench.SHORTEST, ROUNDS).items()
     }
@@ -26,7 +29,8 @@ def cost(measured):
         " driver: "
         + ", ".join(f"{name} {value:.1f}" for name, value in found.items())
     )
-    if ratio > MOST_OF_FLOOR or speedup < LEAST_SPEEDUP:
+    with_irq = found["rust"] / found["c_irq"]
+    if ratio > MOST_OF_FLOOR or speedup < LEAST_SPEEDUP or with_irq > MOST_OF_C_WITH_IRQ:
         raise Failure(numbers)
     return numbers
 

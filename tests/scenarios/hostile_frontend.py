@@ -11,7 +11,8 @@ from testbed.guest import Guest
 from testbed.guest_scripts import latency
 from testbed.report import Failure
 
-SETS = ("test",)
+# In make test the native tests have frontends that break the rules.
+SETS = ()
 
 # How much slower another guest's commands may be.
 SLOWER = 2.0

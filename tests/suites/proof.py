@@ -110,8 +110,17 @@ def fresh_copy():
     """A copy of what the host ways need, to be broken."""
     # Cargo wants all members of the workspace, whatever is tested.
     members = [f"{member}/" for member in tomllib.loads(read("Cargo.toml"))["workspace"]["members"]]
-    needed = ("src/protocol/", "tests/protocol.rs", "Cargo.toml", "tests/", "tools/", *members)
+    needed = ("src/protocol/", "Documentation/", "Cargo.toml", "tests/", "tools/", *members)
     mutations.copy(f"{MUTANTS}/src", lambda name: name.startswith(needed))
+
+
+def environment_of_copy():
+    """Cargo's there. Without debug information a mutant is built sooner."""
+    return {
+        **cargo_environment(),
+        "CARGO_TARGET_DIR": f"{MUTANTS}/target",
+        "CARGO_PROFILE_DEV_DEBUG": "0",
+    }
 
 
 def finds():
@@ -124,7 +133,7 @@ def finds():
         *(f"-p={name}" for name in PACKAGES),
         "--tests",
     ]
-    environment = {**os.environ, **cargo_environment(), "CARGO_TARGET_DIR": f"{MUTANTS}/target"}
+    environment = {**os.environ, **environment_of_copy()}
     try:
         done = subprocess.run(
             command,
@@ -188,12 +197,7 @@ def in_copy(command):
         return subprocess.run(
             ["nice", *command],
             cwd=f"{MUTANTS}/src",
-            env={
-                **os.environ,
-                **cargo_environment(),
-                **MUST,
-                "CARGO_TARGET_DIR": f"{MUTANTS}/target",
-            },
+            env={**os.environ, **environment_of_copy(), **MUST},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -215,7 +219,7 @@ def none_fails(paths, command):
             "mutants-build.log",
             "the daemon's tests do not build",
             cwd=f"{MUTANTS}/src",
-            env={**cargo_environment(), "CARGO_TARGET_DIR": f"{MUTANTS}/target"},
+            env=environment_of_copy(),
         )
     programs = {}
     for path in paths:
