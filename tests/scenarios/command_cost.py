@@ -18,8 +18,7 @@ MOST_OF_C_WITH_IRQ = 1.02
 
 
 def cost(measured):
-    """The ratios to the bare exchange, to the C driver, and to the C driver whose core waits for its
-    interrupt."""
+    """The ratios to the bare exchange, to the C driver, and to that with TPM_CHIP_FLAG_IRQ."""
     found = {
         name: median(samples) for name, samples in measured.times(bench.SHORTEST, ROUNDS).items()
     }

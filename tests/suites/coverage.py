@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""How much of the daemon and of the protocol the native tests run, by LLVM's counters. A process
-that ends by a signal, or whose sandbox lets it write no file, is not counted."""
+"""How much of the daemon and of the protocol the native tests run, by LLVM's counters. These are
+memory that is mapped from a file: a process that is killed, or whose sandbox lets it write none, is
+counted, too."""
 
 import collections
 import json
@@ -41,8 +42,8 @@ def measured():
         **cargo_environment(),
         **MUST,
         "CARGO_TARGET_DIR": TARGET,
-        "RUSTFLAGS": "-C instrument-coverage",
-        "LLVM_PROFILE_FILE": f"{PROFILES}/%p-%m.profraw",
+        "RUSTFLAGS": "-C instrument-coverage -C llvm-args=-runtime-counter-relocation",
+        "LLVM_PROFILE_FILE": f"{PROFILES}/%p-%m%c.profraw",
     }
     log = "coverage.log"
     command = ["nice", "cargo", "test", "--no-fail-fast", *(f"-p={name}" for name in PACKAGES)]
