@@ -126,8 +126,8 @@ def as_ordinary_user():
     os.environ["XT_COPY"] = ":".join(
         [daemon, *(path for paths in found.values() for path in paths)]
     )
-    script = " && ".join(
-        f"XEN_VTPMD_MUST=1 {path} --show-output {' '.join(ordinary.PROGRAMS[name])}"
+    script = "export XEN_VTPMD_MUST=1 RUST_TEST_THREADS=4; " + " && ".join(
+        f"{path} --show-output {' '.join(ordinary.PROGRAMS[name])}"
         for name, paths in found.items()
         for path in paths
     )

@@ -13,7 +13,11 @@ TOP = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))
 FIRST, COUNT = 1_000_000, 65_536
 # What differs for such a user: the ids of vTPMs, and what a sandbox of another user's may do. Test
 # programs, by their names, and which of their tests.
-PROGRAMS = {"xen_vtpmd": ("state::",), "swtpm": ("isolation::",)}
+PROGRAMS = {
+    "xen_vtpmd": ("state::",),
+    "swtpm": ("isolation::",),
+    "native": ("archive::",),
+}
 
 
 def programs(log):
