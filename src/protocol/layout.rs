@@ -50,11 +50,12 @@ pub const FEATURE_VALUE: &str = "1";
 /// [`FEATURE_VALUE`] as a number, to be written in decimal.
 pub const FEATURE: u32 = 1;
 
-/// xenstore directory, backend's: the log of what was measured, in the nodes `0`, `1`, ... as hex digits.
+/// xenstore directory, backend's: the log of what was measured, in the nodes `0`, `1`, ... as hex
+/// digits.
 pub const NODE_EVENT_LOG: &str = "event-log";
 
-/// So many bytes of the log are in each node of [`NODE_EVENT_LOG`] but the last, which has no more. A
-/// node of a driver domain's may have 2,048 bytes.
+/// So many bytes of the log are in each node of [`NODE_EVENT_LOG`] but the last, which has no more.
+/// A node of a driver domain's may have 2,048 bytes.
 pub const EVENT_LOG_CHUNK: usize = 768;
 
 /// So many nodes [`NODE_EVENT_LOG`] has at most.
