@@ -42,6 +42,7 @@ use kernel::{
         Delta,
         Jiffies, //
     },
+    ThisModule, //
 };
 
 /// Room for a response to [`epoch_command()`](crate::protocol::epoch::Version::epoch_command), and
@@ -73,6 +74,8 @@ impl Attribute for Cancel {
 }
 
 impl ChipOps for Vtpm {
+    const MODULE: &'static ThisModule = crate::xen_sys::compat::THIS_MODULE;
+
     const ATTRIBUTES: &'static [RawAttribute<Self>] = &[
         RawAttribute::new::<Locality>(),
         RawAttribute::new::<Cancel>(),

@@ -4,16 +4,13 @@
 //! TPM once the backend is connected, and keeps it registered while backends come and go.
 
 use crate::{
+    debugfs,
     protocol::state::{
         ConnEvent,
         ConnState, //
     },
     registration,
-    vtpm::{
-        debugfs_files,
-        Shown,
-        Vtpm, //
-    },
+    vtpm::Vtpm,
     xen::{
         bus::{
             self,
@@ -56,7 +53,7 @@ const POLL_INTERVAL: Delta = Delta::from_millis(10);
 /// The driver data of one bound device. Dropped in this order.
 pub(crate) struct Frontend {
     _notifier: Pin<KBox<RebootNotifier<Vtpm>>>,
-    _debugfs: Option<Pin<KBox<Scope<[Shown; 2]>>>>,
+    _debugfs: Option<Pin<KBox<Scope<[debugfs::Shown; 2]>>>>,
     vtpm: Arc<Vtpm>,
 }
 
@@ -69,7 +66,7 @@ impl Frontend {
             _notifier: KBox::pin_init(RebootNotifier::new(vtpm.clone()), GFP_KERNEL)?,
             // Without memory for it there is none.
             _debugfs: KBox::pin_init(
-                Scope::dir(Ok::<_, Error>(Shown::all(&vtpm)), name.name(), debugfs_files),
+                Scope::dir(Ok::<_, Error>(debugfs::Shown::all(&vtpm)), name.name(), debugfs::files),
                 GFP_KERNEL,
             )
             .ok(),

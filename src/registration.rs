@@ -9,10 +9,13 @@
 use crate::{
     identity::Comparison,
     protocol::epoch::Version,
-    tpm::chip::{
-        Chip,
-        RegistrarGuard,
-        Registration, //
+    event_log,
+    tpm::{
+        chip::{
+            Chip,
+            Registration, //
+        },
+        registrar::RegistrarGuard, //
     },
     vtpm::{
         Vtpm,
@@ -85,7 +88,8 @@ fn register_chip(vtpm: &Arc<Vtpm>, registrar: &mut RegistrarGuard<'_, Vtpm>) -> 
 
     vtpm.begin_registration();
     let version = chip.detect_version()?;
-    let registration = registrar.register(chip)?;
+    let log = event_log::checked(vtpm, version);
+    let registration = registrar.register(chip, log)?;
 
     dev_info!(
         vtpm.dev,

@@ -9,6 +9,7 @@ use crate::{
     },
     connection::Connection,
     counters::Counter,
+    event_log,
     identity::TpmIdentity,
     protocol::{
         command::WaitContext as _,
@@ -22,7 +23,10 @@ use crate::{
         RateLimit,
         Throttle, //
     },
-    tpm::chip::Registrar,
+    tpm::{
+        event_log::EventLog,
+        registrar::Registrar, //
+    },
     xen::{
         bus::{
             self,
@@ -41,12 +45,10 @@ use crate::{
     xen_sys::trace,
 };
 use kernel::{
-    debugfs::ScopedDir,
     device::{
         Bound,
         Core, //
     },
-    fmt,
     new_mutex,
     prelude::*,
     sync::{
@@ -92,6 +94,8 @@ pub(crate) struct Link {
     /// Whether the state is [`ConnState::Connected`].
     pub(crate) connected: bool,
     pub(crate) tpm: TpmIdentity,
+    /// What the backend has of the guest's boot, for a TPM that is not registered yet.
+    pub(crate) event_log: Option<Arc<EventLog>>,
 }
 
 /// One vTPM: what the TPM's callbacks and the device's have in common.
@@ -124,6 +128,7 @@ pub(crate) struct Vtpm {
     closed_ratelimit: RateLimit,
     timeout_ratelimit: RateLimit,
     pub(crate) register_ratelimit: RateLimit,
+    pub(crate) event_log_ratelimit: RateLimit,
     #[pin]
     reconnect: DelayedWork<Vtpm, RECONNECT>,
     #[pin]
@@ -176,6 +181,7 @@ impl Vtpm {
                     channel: None,
                     connected: false,
                     tpm: TpmIdentity::new(),
+                    event_log: None,
                 }),
                 connection <- Connection::new(),
                 registered: Atomic::new(false),
@@ -187,6 +193,7 @@ impl Vtpm {
                 closed_ratelimit: RateLimit::new(),
                 timeout_ratelimit: RateLimit::new(),
                 register_ratelimit: RateLimit::new(),
+                event_log_ratelimit: RateLimit::new(),
                 reconnect <- kernel::new_delayed_work!("Vtpm::reconnect"),
                 register <- kernel::new_work!("Vtpm::register"),
                 #[cfg(CONFIG_TCG_TPM2_HMAC)]
@@ -382,6 +389,7 @@ impl Vtpm {
         link.tpm.connected(dev);
         self.advance(&mut link, ConnEvent::BackendConnected);
         if link.tpm.version().is_none() {
+            link.event_log = event_log::read(dev, &self.event_log_ratelimit);
             self.advance(&mut link, ConnEvent::SameTpm);
         }
         true
@@ -472,37 +480,5 @@ impl RebootHandler for Vtpm {
     #[inline]
     fn reboot(&self) {
         self.begin_shutdown();
-    }
-}
-
-/// A file in debugfs.
-pub(crate) struct Shown {
-    vtpm: Arc<Vtpm>,
-    name: &'static CStr,
-    show: fn(&Vtpm, &mut fmt::Formatter<'_>) -> fmt::Result,
-}
-
-impl Shown {
-    /// The files of a device.
-    pub(crate) fn all(vtpm: &Arc<Vtpm>) -> [Self; 2] {
-        [
-            Self {
-                vtpm: vtpm.clone(),
-                name: c"state",
-                show: |vtpm, f| vtpm.connection.show(f),
-            },
-            Self {
-                vtpm: vtpm.clone(),
-                name: c"counters",
-                show: |vtpm, f| vtpm.control.counters().show(f),
-            },
-        ]
-    }
-}
-
-/// Fills the device's directory in debugfs.
-pub(crate) fn debugfs_files<'data>(files: &'data [Shown; 2], dir: &ScopedDir<'data, '_>) {
-    for file in files {
-        dir.read_callback_file(file.name, file, &|file, f| (file.show)(&file.vtpm, f));
     }
 }

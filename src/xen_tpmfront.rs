@@ -13,7 +13,11 @@ mod connection;
 #[deny(unsafe_code)]
 mod counters;
 #[deny(unsafe_code)]
+mod debugfs;
+#[deny(unsafe_code)]
 mod driver;
+#[deny(unsafe_code)]
+mod event_log;
 #[deny(unsafe_code)]
 mod identity;
 #[deny(unsafe_code)]

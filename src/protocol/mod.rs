@@ -12,6 +12,7 @@ pub mod backoff;
 pub mod be;
 pub mod command;
 pub mod epoch;
+pub mod event_log;
 pub mod frontend;
 pub mod layout;
 pub mod packet;

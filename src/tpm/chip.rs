@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A TPM chip whose driver carries out a whole command in one call, and its registration, which
-//! ends with the binding of the parent device.
+//! A TPM chip whose driver carries out a whole command in one call, and its registration.
 //!
 //! C headers: [`include/linux/tpm.h`](srctree/include/linux/tpm.h),
 //! [`drivers/char/tpm/tpm.h`](srctree/drivers/char/tpm/tpm.h)
 
-use super::attribute::RawAttribute;
+use super::{
+    attribute::RawAttribute,
+    event_log::{
+        EventLog,
+        EventLogDir, //
+    },
+};
 use crate::{
     protocol::{
         epoch::Version,
@@ -25,17 +30,12 @@ use core::{
 };
 use kernel::{
     bindings,
-    device::{
-        self,
-        Bound, //
-    },
-    devres,
+    device,
     error::{
         from_err_ptr,
         from_result,
         to_result, //
     },
-    new_mutex,
     prelude::*,
     sync::{
         aref::ARef,
@@ -43,11 +43,10 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        Arc,
-        Mutex,
-        MutexGuard, //
+        Arc, //
     },
-    time::Jiffies, //
+    time::Jiffies,
+    ThisModule, //
 };
 
 /// Tag of a TPM 1.2 response without authorisation (TPM_TAG_RSP_COMMAND; TPM Main Specification
@@ -60,6 +59,9 @@ const TAG_TPM20: u16 = 0x8001;
 
 /// What a driver does for its chip.
 pub(crate) trait ChipOps: Send + Sync + Sized + 'static {
+    /// The driver's module.
+    const MODULE: &'static ThisModule;
+
     /// The driver's own attributes.
     const ATTRIBUTES: &'static [RawAttribute<Self>];
 
@@ -172,9 +174,9 @@ impl<T: ChipOps> Chip<T> {
         }
     }
 
-    /// Initialises the TPM and registers the chip.
+    /// Initialises the TPM and registers the chip. Without memory for its log it has none.
     #[inline]
-    fn register(self) -> Result<Registration<T>> {
+    pub(super) fn register(self, log: Option<Arc<EventLog>>) -> Result<Registration<T>> {
         let chip = self.raw.as_ptr();
 
         self.data.last_error.store(0, Relaxed);
@@ -193,9 +195,13 @@ impl<T: ChipOps> Chip<T> {
 
         // INVARIANT: The registration succeeded; no attribute was created.
         let mut registration = Registration {
+            log: None,
             chip: self,
             created: 0,
         };
+        if let Some(log) = log {
+            registration.log = EventLogDir::new(registration.name(), log).ok();
+        }
         registration.create_attributes();
         Ok(registration)
     }
@@ -245,6 +251,8 @@ fn to_result_of_tpm(result: c_int) -> Result {
 /// `chip` is registered, and of the driver's attributes those were created whose bit is set in
 /// `created`.
 pub(crate) struct Registration<T: ChipOps> {
+    // Dropped while the chip is registered: its name is the chip's.
+    log: Option<EventLogDir<T>>,
     chip: Chip<T>,
     created: u32,
 }
@@ -350,6 +358,7 @@ impl<T: ChipOps> Registration<T> {
 impl<T: ChipOps> Drop for Registration<T> {
     #[inline]
     fn drop(&mut self) {
+        self.log = None;
         for (i, attribute) in T::ATTRIBUTES.iter().enumerate() {
             if self.created & 1 << i != 0 {
                 // The file itself goes with the chip's directory.
@@ -363,82 +372,6 @@ impl<T: ChipOps> Drop for Registration<T> {
         // SAFETY: By the type invariants. When it returns no callback runs, and none will start;
         // only then `self.chip` is dropped.
         unsafe { xen_sys::tpm_chip_unregister(self.chip.raw.as_ptr()) };
-    }
-}
-
-/// What is registered for a device.
-enum Slot<T: ChipOps> {
-    Vacant,
-    Registered(Registration<T>),
-    /// The device is no longer bound.
-    Unbound,
-}
-
-/// Where the one chip of a bound device is registered. It is unregistered when the device is
-/// unbound, if not earlier, and none is registered after that.
-#[pin_data]
-pub(crate) struct Registrar<T: ChipOps> {
-    #[pin]
-    chip: Mutex<Slot<T>>,
-}
-
-/// Ends a registration with the binding.
-struct Unregister<T: ChipOps>(Arc<Registrar<T>>);
-
-impl<T: ChipOps> Drop for Unregister<T> {
-    #[inline]
-    fn drop(&mut self) {
-        *self.0.chip.lock() = Slot::Unbound;
-    }
-}
-
-impl<T: ChipOps> Registrar<T> {
-    /// Makes the registrar of a device.
-    pub(crate) fn new(dev: &device::Device<Bound>) -> Result<Arc<Self>> {
-        let this = Arc::pin_init(
-            pin_init!(Self { chip <- new_mutex!(Slot::Vacant) }),
-            GFP_KERNEL,
-        )?;
-
-        devres::register(dev, Unregister(this.clone()), GFP_KERNEL)?;
-        Ok(this)
-    }
-
-    /// Keeps others from registering and unregistering.
-    pub(crate) fn lock(&self) -> RegistrarGuard<'_, T> {
-        RegistrarGuard(self.chip.lock())
-    }
-}
-
-/// The right to register and unregister a device's chip.
-pub(crate) struct RegistrarGuard<'a, T: ChipOps>(MutexGuard<'a, Slot<T>>);
-
-impl<T: ChipOps> RegistrarGuard<'_, T> {
-    /// The chip that is registered.
-    pub(crate) fn registration(&self) -> Option<&Registration<T>> {
-        match &*self.0 {
-            Slot::Registered(registration) => Some(registration),
-            _ => None,
-        }
-    }
-
-    /// Initialises the TPM and registers the chip. [`ENODEV`] when the device is no longer bound,
-    /// [`EBUSY`] when another chip is registered.
-    pub(crate) fn register(&mut self, chip: Chip<T>) -> Result<&Registration<T>> {
-        match &*self.0 {
-            Slot::Vacant => {}
-            Slot::Registered(_) => return Err(EBUSY),
-            Slot::Unbound => return Err(ENODEV),
-        }
-        *self.0 = Slot::Registered(chip.register()?);
-        self.registration().ok_or(ENODEV)
-    }
-
-    /// Unregisters the chip, if there is one.
-    pub(crate) fn unregister(&mut self) {
-        if let Slot::Registered(_) = *self.0 {
-            *self.0 = Slot::Vacant;
-        }
     }
 }
 

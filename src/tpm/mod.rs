@@ -4,3 +4,5 @@
 
 pub(crate) mod attribute;
 pub(crate) mod chip;
+pub(crate) mod event_log;
+pub(crate) mod registrar;

@@ -2,7 +2,10 @@
 
 //! What differs between the kernels that this source builds for.
 
-use kernel::bindings;
+use kernel::{
+    bindings,
+    ThisModule, //
+};
 
 /// What an interrupt handler answers that took its interrupt.
 #[cfg(not(kernel_7_3))]
@@ -11,3 +14,11 @@ pub(crate) const IRQ_HANDLED: bindings::irqreturn_t = bindings::irqreturn_IRQ_HA
 /// What an interrupt handler answers that took its interrupt.
 #[cfg(kernel_7_3)]
 pub(crate) const IRQ_HANDLED: bindings::irqreturn_t = bindings::irqreturn::IRQ_HANDLED;
+
+/// The driver's module.
+#[cfg(not(kernel_7_3))]
+pub(crate) const THIS_MODULE: &ThisModule = &crate::THIS_MODULE;
+
+/// The driver's module.
+#[cfg(kernel_7_3)]
+pub(crate) const THIS_MODULE: &ThisModule = kernel::module::this_module::<crate::DriverModule>();

@@ -134,7 +134,8 @@ class Tree:
         """Puts the driver's files there, without what the tables cut out, and its root."""
         for name in names:
             self.write(
-                f"{DRIVER}/{name.removeprefix('src/')}", source.driver(name, *tables, unused=unused)
+                f"{DRIVER}/{name.removeprefix('src/')}",
+                source.driver(name, *tables, unused=unused, rules=self._rules),
             )
         self.write(f"{DRIVER}/xen_tpmfront.rs", source.root(*tables))
 

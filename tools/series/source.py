@@ -151,7 +151,7 @@ def compat(kernel):
         read("src/xen_sys/compat.rs"),
     )
     return tuple(
-        (rf"xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new
+        (rf"(?:crate::)?xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new
     )
 
 
@@ -196,7 +196,7 @@ def abstraction(name, room, rules=()):
     )
 
 
-def driver(name, *tables, unused=()):
+def driver(name, *tables, unused=(), rules=()):
     """A file of the driver as it is there: the abstractions are the kernel crate's."""
     def path(parts):
         if parts in UNUSED and name == "src/commands.rs" or parts in unused:
@@ -216,6 +216,7 @@ def driver(name, *tables, unused=()):
     text = substituted(
         text,
         (
+            *rules,
             (rf"\bcrate::protocol::({'|'.join(OF_ANY_TPM)})::", r"kernel::tpm::\1::"),
             (r"\bcrate::(xen|tpm)::", r"kernel::\1::"),
         ),
