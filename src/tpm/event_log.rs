@@ -123,9 +123,9 @@ impl<T: ChipOps> EventLogDir<T> {
     }
 
     extern "C" fn open(inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
-        // SAFETY: The VFS gives a valid inode and a valid file. Under this lock securityfs makes the
-        // count of links zero when it removes the file, which is before the log may go: while it is
-        // not zero, the inode's data is that of `new()`.
+        // SAFETY: The VFS gives a valid inode and a valid file. Under this lock securityfs makes
+        // the count of links zero when it removes the file, which is before the log may go: while
+        // it is not zero, the inode's data is that of `new()`.
         unsafe {
             let lock = &raw mut (*inode).i_rwsem;
 

@@ -22,6 +22,8 @@ with open("/bed/complaints", encoding="ascii") as patterns:
 PATIENCE, GRACE, LAST = 2.0 * SLOWNESS, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
 # How long a connection may take to come back.
 RETURN = 20.0
+# Where orders come from, where it is said that one is done, and what came of it.
+ORDERS, DONE, ANSWER = "/run/hostile.orders", "/run/hostile.done", "/run/hostile.answer"
 # What the hostile backend makes up, and a secret that is long enough to be no chance.
 MADE_UP, SECRET = 0xbb, b"a secret of this guest. "
 
@@ -176,6 +178,20 @@ def pcrs():
     print("pcrs", Child(read).word(60.0 * SLOWNESS) or "EDEAD")
 
 
+def log():
+    """Whether securityfs shows a log of the boot, and whether the driver says that it refuses
+    one."""
+    if not os.path.ismount("/sys/kernel/security"):
+        os.system("mount -t securityfs securityfs /sys/kernel/security")
+    path = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    found = "none"
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            found = "log" if file.read() else "empty"
+    said = os.system("dmesg | grep -q 'event log is refused'") == 0
+    print("log", found, "said" if said else "silent")
+
+
 def secret():
     """A command that is full of a secret."""
     tries(1, PATIENCE, SECRET * 160)
@@ -316,6 +332,29 @@ def work(seconds):
             pass
         count += 1
     print("work", count, interrupts() - before)
+
+
+def serve():
+    """Does what is written to the FIFO, one order after the other, each in a process of its own:
+    that costs no start of Python, which takes seconds on a kernel that looks for mistakes."""
+    os.mkfifo(ORDERS)
+    os.mkfifo(DONE)
+    while True:
+        with open(ORDERS, encoding="ascii") as file:
+            words = file.read().split()
+        if os.fork() == 0:
+            answer = os.open(ANSWER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(answer, 1)
+            os.dup2(answer, 2)
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+            try:
+                globals()[words[0]](*words[1:])
+                sys.stdout.flush()
+            finally:
+                os._exit(0)
+        os.wait()
+        with open(DONE, "w", encoding="ascii") as file:
+            file.write("done\n")
 
 
 if __name__ == "__main__":

@@ -8,39 +8,21 @@ import threading
 
 from testbed import programs, wait
 from testbed.hostile_table import (
-    ONE_VERSION, OTHER_TPM, REBOUND, SAME_CONNECTION, SPLAT, as_expected, behaviours, write_table)
+    DEADLINE, FIRST, LINES, ONE_VERSION, OTHER_TPM, PCRS, PROBE, PROMPT, REBOUND, RECONNECTS,
+    REST, SAME_CONNECTION, SHORT, SPEED, SPELL, SPLAT, UNBIND, as_expected, behaviours,
+    write_table)
 from testbed.machine import BedError
 from testbed.report import Failure, Noted
 
 PROGRAM = "/usr/sbin/xen-hostile-backend"
 SECRET = "a secret of this guest."
-# A command that nobody cancels has 60 s, and its cancel 5 s.
-DEADLINE = 75
-# The core gives two minutes to commands whose duration it does not know, as the first of a probe
-# and the last one.
-FIRST = 140
-# Binding the driver ends within this time, however long the backend makes the registration of its
-# TPM, and unbinding it does while that goes on. The rest is for what the testbed needs.
-PROBE, UNBIND, REST = 30, 10, 5
-# A command behind one that timed out has no more than this.
-SHORT = 15
-# How often the driver connects to a backend that ends each connection at once, in this time (s).
-RECONNECTS, SPELL = 20, 15
-# So many lines that does to the kernel's log at most: ten at once, and one a second.
-LINES = 10 + SPELL + 5
-# A TPM 1.2's PCRs.
-PCRS = 24
-# What is left of the guest's speed under a storm, against a backend that only uses its processor.
-SPEED = 0.5
-# The guest sees to other watches within this time.
-PROMPT = 5.0
 FILE = "/run/hostile.file"
-# What the storm is measured against: a backend that only uses its processor.
-CONTROL = "spin"
-TURNS = 3
-# How long the storm lasts in all, in seconds.
-STORM = 30
+# What the storm is measured against: a backend that only uses its processor; how often, and how
+# long the storm lasts in all, in seconds.
+CONTROL, TURNS, STORM = "spin", 3, 30
 
+# The guest's processes that do one thing: not the one that serves orders.
+OTHERS = "old() { for p in $(pidof python3); do grep -q serve /proc/$p/cmdline || echo $p; done; }"
 # Scenarios run side by side, and have one table.
 TABLE = threading.Lock()
 
@@ -95,7 +77,10 @@ class Trial:
         self.guest.start()
         self.seen = os.path.getsize(self.guest.log)
         self.ports = self._ports()
-        self.guest.must(f". /bed/lib.sh; {self.load}")
+        self.guest.must(
+            f". /bed/lib.sh; {self.load} && {{ python3 -E -s /bed/hostile.py serve >/run/serve 2>&1"
+            " & until [ -p /run/hostile.done ]; do sleep 0.1; done; }"
+        )
         if self.c_driver:
             self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
         self.guest.must(
@@ -114,7 +99,11 @@ class Trial:
     def python(self, words, limit=60):
         """Runs a part of the guest's program; returns its output, which has the name of that part
         in it."""
-        output = self.guest.must(f"python3 -E -s /bed/hostile.py {words}", limit)
+        output = self.guest.must(
+            f"echo {words} >/run/hostile.orders; cat /run/hostile.done >/dev/null;"
+            " cat /run/hostile.answer",
+            limit,
+        )
         name = {"secret": "tries"}.get(words.split()[0], words.split()[0])
         if f"\n{name} " not in f"\n{output} ":
             # An oops ends a process without a word.
@@ -308,6 +297,18 @@ class Trial:
             result += f", {count} PCRs"
         return result
 
+    def _event_log(self, behaviour, row):
+        self.python("unbind")
+        self.tell(f"behave {behaviour.name}")
+        bound = self.python("bind 30", 90).split()[1]
+        result = ":".join([bound, *self.python("log").split()[1:]])
+        self.machine.must(
+            f"xenstore-rm /local/domain/0/backend/vtpm/$(xl domid {self.guest.name})/0/event-log"
+        )
+        if result != behaviour.expect:
+            row["wrong"] = f"not {behaviour.expect}, but {result}"
+        return result
+
     def _registration(self, behaviour, row):
         self.python("unbind")
         self.tell(f"behave {behaviour.name}")
@@ -414,7 +415,7 @@ class Trial:
         self.tell(f"behave {behaviour.name}")
         self.guest.must(f"python3 -E -s /bed/hostile.py tries 1 {DEADLINE} >/run/tries 2>&1 &")
         result = self._noticed(row)
-        self.guest.run("kill -9 $(pidof python3); while pidof python3; do sleep 0.1; done")
+        self.guest.run(f"{OTHERS}; kill -9 $(old); while [ \"$(old)\" ]; do sleep 0.1; done")
         return result
 
     def _noticed(self, row):

@@ -28,6 +28,12 @@ ONE_VERSION = {
         "banks-wide",
         "properties-absurd",
         "register-retry",
+        "log-good",
+        "log-no-hex",
+        "log-cut",
+        "log-algorithms",
+        "log-other-version",
+        "log-in-pieces",
     ),
 }
 # After these kinds it goes on with the same connection, or has asked for another one itself.
@@ -36,6 +42,27 @@ SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "cancel-storm", "
 # A backend of another protocol is refused for good: the driver has to be bound anew, as the
 # kernel's log says.
 REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
+
+# A command that nobody cancels has 60 s, and its cancel 5 s.
+DEADLINE = 75
+# The core gives two minutes to commands whose duration it does not know, as the first of a probe
+# and the last one.
+FIRST = 140
+# Binding the driver ends within this time, however long the backend makes the registration of its
+# TPM, and unbinding it does while that goes on. The rest is for what the testbed needs.
+PROBE, UNBIND, REST = 30, 10, 5
+# A command behind one that timed out has no more than this.
+SHORT = 15
+# How often the driver connects to a backend that ends each connection at once, in this time (s).
+RECONNECTS, SPELL = 20, 15
+# So many lines that does to the kernel's log at most: ten at once, and one a second.
+LINES = 10 + SPELL + 5
+# A TPM 1.2's PCRs.
+PCRS = 24
+# What is left of the guest's speed under a storm, against a backend that only uses its processor.
+SPEED = 0.5
+# The guest sees to other watches within this time.
+PROMPT = 5.0
 
 
 @dataclasses.dataclass

@@ -70,6 +70,8 @@ pub(crate) enum Kind {
     Registration,
     /// By binding the driver, and reading all PCRs.
     Pcrs,
+    /// By binding the driver, and reading the log of the guest's boot.
+    EventLog,
     /// By what happens in xenstore when it starts; commands follow.
     Bus,
     /// By commands that nobody cancels, the first of which takes a minute and none of the others.
@@ -108,6 +110,7 @@ impl Kind {
             Self::SlowProbe => "slow-probe",
             Self::Registration => "registration",
             Self::Pcrs => "pcrs",
+            Self::EventLog => "event-log",
             Self::Timeout => "timeout",
             Self::CancelStorm => "cancel-storm",
             Self::Stale => "stale",

@@ -10,6 +10,7 @@
 mod bus;
 mod end;
 mod life;
+mod log;
 mod page;
 mod probe;
 mod secrets;
@@ -26,6 +27,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Behaviour> {
         .chain(secrets::SECRETS)
         .chain(probe::PROBES)
         .chain(life::LIFE)
+        .chain(log::LOGS)
 }
 
 /// An entry whose answers are edited.
