@@ -151,7 +151,9 @@ def compat(kernel):
         read("src/xen_sys/compat.rs"),
     )
     return tuple(
-        (rf"(?:crate::)?xen_sys::compat::{name}\b", value) for older, name, value in found if bool(older) != new
+        (rf"(?:crate::)?xen_sys::compat::{name}\b", value)
+        for older, name, value in found
+        if bool(older) != new
     )
 
 
