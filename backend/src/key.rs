@@ -4,6 +4,8 @@
 //! so that no swtpm has another's. The file UUID.key beside the state says that, and by which key; state that
 //! is without it was made by version 0.1.0, with the configured key itself.
 
+pub mod sealed;
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
@@ -24,6 +26,9 @@ const PURPOSE: &[u8] = b"xen-vtpmd state encryption, version 1, ";
 
 /// How long a key is.
 const LEN: usize = 32;
+
+/// More than a key-file has that is sealed.
+const MAX_FILE: usize = 1 << 16;
 
 /// What is wrong with a key.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +54,36 @@ pub enum Error {
     /// It is no key.
     #[error("key-file {}: 64 hex digits are expected, as `openssl rand -hex 32` makes them", .0.display())]
     Bad(PathBuf),
+    /// It is sealed, and this host's TPM does not open it.
+    #[error(
+        "key-file {} is sealed to this host's TPM, which does not open it: {reason}. If that is as it should be: \
+         xen-vtpmd recover",
+        path.display()
+    )]
+    Sealed {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It could not be sealed, and is as it was.
+    #[error("sealing the key-file {}: {reason}", path.display())]
+    NotSealed {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It is not the key that was sealed.
+    #[error("this is the key {found}, and the key-file {} had the key {wanted}", path.display())]
+    NotTheKey {
+        /// Which file.
+        path: PathBuf,
+        /// What it was.
+        wanted: String,
+        /// What was given.
+        found: String,
+    },
     /// The state was encrypted by another key.
     #[error("{} says that the state is encrypted by the key {found}, and the key-file has the key {own}", path.display())]
     Other {
@@ -100,16 +135,35 @@ impl Master {
                 owner,
             });
         }
-        let mut text = Zeroizing::new(Vec::with_capacity(256));
+        // As large as it gets, so that nothing is left behind where it was before it grew.
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE + 1));
         Read::by_ref(&mut file)
-            .take(255)
+            .take(MAX_FILE as u64)
             .read_to_end(&mut text)
             .map_err(at(path))?;
+        let text = match sealed::is_sealed(text.trim_ascii_end()) {
+            true => sealed::open(path, path)?,
+            false => text,
+        };
+        Self::from_hex(&text).ok_or_else(|| Error::Bad(path.to_owned()))
+    }
+
+    /// From 64 hex digits, with space behind them.
+    pub fn from_hex(text: &[u8]) -> Option<Self> {
         let mut key = Zeroizing::new([0; LEN]);
-        match unhex(text.trim_ascii_end(), &mut key[..]) {
-            true => Ok(Self(key)),
-            false => Err(Error::Bad(path.to_owned())),
-        }
+        unhex(text.trim_ascii_end(), &mut key[..]).then_some(Self(key))
+    }
+
+    /// A new one.
+    pub fn random() -> io::Result<Self> {
+        let mut key = Zeroizing::new([0; LEN]);
+        File::open("/dev/urandom")?.read_exact(&mut key[..])?;
+        Ok(Self(key))
+    }
+
+    /// As hex digits.
+    pub fn hex(&self) -> Zeroizing<[u8; 2 * LEN]> {
+        hex(&self.0)
     }
 
     /// A name for it that does not give it away.
@@ -143,13 +197,7 @@ impl Key {
     /// The key as hex digits in memory that a process inherits.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
         let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
-        let mut text = Zeroizing::new([0; 2 * LEN]);
-        for (digits, byte) in text.chunks_exact_mut(2).zip(self.0.iter()) {
-            let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
-            digits[0] = digit(byte >> 4);
-            digits[1] = digit(byte & 15);
-        }
-        file.write_all(&text[..])?;
+        file.write_all(&hex(&self.0)[..])?;
         file.rewind()?;
         Ok(file.into())
     }
@@ -236,10 +284,19 @@ pub fn is_current(key_file: Option<&Path>, state: &Path) -> Result<bool, Error> 
     let mark = Mark::read(&mark_path(state))?;
     match (key_file, mark) {
         (None, None) => Ok(true),
-        (Some(key_file), Some(mark)) => {
-            Ok(mark.uuid.is_none() && mark.key == Master::read(key_file)?.id())
-        }
+        (Some(key_file), Some(mark)) => Ok(mark.uuid.is_none() && mark.key == id_of(key_file)?),
         _ => Ok(false),
+    }
+}
+
+/// The name of the key in a file. That of a sealed one is beside it, and the TPM need not be asked.
+fn id_of(key_file: &Path) -> Result<String, Error> {
+    match sealed::is_sealed_file(key_file).map_err(at(key_file))? {
+        true => match sealed::Seal::read(key_file)? {
+            Some(seal) => Ok(seal.key),
+            None => Ok(Master::read(key_file)?.id()),
+        },
+        false => Ok(Master::read(key_file)?.id()),
     }
 }
 
@@ -255,7 +312,7 @@ pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
             let mark = Mark {
                 version: 1,
                 kdf: "HKDF-SHA256".into(),
-                key: Master::read(key_file)?.id(),
+                key: id_of(key_file)?,
                 uuid: None,
             };
             let text = serde_json::to_vec(&mark).map_err(|e| at(&path)(e.into()))?;
@@ -284,6 +341,16 @@ fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
         path: path.to_owned(),
         source,
     }
+}
+
+fn hex(key: &[u8; LEN]) -> Zeroizing<[u8; 2 * LEN]> {
+    let mut text = Zeroizing::new([0; 2 * LEN]);
+    for (digits, byte) in text.chunks_exact_mut(2).zip(key) {
+        let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
+        digits[0] = digit(byte >> 4);
+        digits[1] = digit(byte & 15);
+    }
+    text
 }
 
 /// Hex digits to bytes: false if they are none, or not as many.

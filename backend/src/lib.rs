@@ -28,6 +28,7 @@ pub mod metrics;
 pub mod notes;
 pub mod probe;
 pub mod record;
+pub mod seal;
 pub mod session;
 pub mod state;
 pub mod status;

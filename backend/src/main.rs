@@ -25,6 +25,7 @@ use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
+use xen_vtpmd::seal::{self, Pcrs};
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::Version;
 use xen_vtpmd::sys::{one_heap, release_memory};
@@ -121,6 +122,20 @@ enum Task {
         /// The key-file that they are encrypted by, if that is another one
         #[arg(long, value_name = "FILE")]
         old_key: Option<PathBuf>,
+    },
+    /// Seal the configured key-file to this host's TPM; it is made where there is none
+    Seal {
+        /// To which PCRs
+        #[arg(long, default_value = "7")]
+        pcrs: Pcrs,
+    },
+    /// Say whether the sealed key-file opens
+    UnsealCheck,
+    /// Seal the recovery key, which is read from standard input, in place of a key-file that does not open
+    Recover {
+        /// To which PCRs
+        #[arg(long, default_value = "7")]
+        pcrs: Pcrs,
     },
     /// Make the state of a vTPM beforehand
     CreateState {
@@ -364,6 +379,11 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                 answer => drop(answer?),
             }
         }
+        Task::Seal { pcrs } => {
+            print!("{}", &*seal::seal(&load(args.config)?, &pcrs)?);
+        }
+        Task::UnsealCheck => print!("{}", seal::check(&load(args.config)?)?),
+        Task::Recover { pcrs } => print!("{}", seal::recover(&load(args.config)?, &pcrs)?),
         Task::CreateState { uuid, version } => {
             admin::create(&load(args.config)?, &uuid, version)?;
         }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use xen_tpm_protocol::layout::{FEATURE_VALUE, NODE_FEATURE};
 
 use super::hold::Blocked;
-use super::tpm::{Held, Place, Setup, Tpm};
+use super::tpm::{self, Held, Place, Setup, Tpm};
 use super::{Failure, Outcome, Power, Worker, SETUP_TIMEOUT};
 use crate::config::{Sandbox, Uuid};
 use crate::events::Event;
+use crate::key;
 use crate::lifecycle::{Facts, Stage};
 use crate::logger;
 use crate::notes::{Notes, Use};
@@ -60,6 +61,9 @@ impl Worker {
             let lacks = self.lacks.join(", ");
             let text = format!("sandbox = \"required\", and there is no {lacks} here");
             return Err(Failure::Connection(text));
+        }
+        if let Some(key_file) = &self.policy.key_file {
+            key::sealed::check(key_file).map_err(tpm::Error::from)?;
         }
         let held = self.hold(&uuid, asked)?;
         self.find_boot(held.as_ref())?;

@@ -24,6 +24,7 @@ mod neighbours;
 mod processes;
 mod sandbox;
 mod save;
+mod sealed_state;
 mod standins;
 mod toolstack;
 mod tpm;

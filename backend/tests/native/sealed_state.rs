@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `sealed_state`: states whose key is sealed to the host's TPM, which is a plain swtpm here. What the kernel
+//! shows of it, /sys/class/tpm/tpm0, is a directory with the same PCRs.
+
+use std::fs;
+use std::io::Write;
+use std::process::{Child, Command, Stdio};
+
+use rustix::mount::{mount, MountFlags};
+
+use crate::host::{wait_for, Host, LIMIT};
+use crate::toolstack::{uuid, LIBXL};
+use crate::tpm::GET_RANDOM;
+
+const SYSFS: &str = "/sys/class/tpm/tpm0/pcr-sha256";
+
+/// The host's TPM.
+struct HostTpm<'a> {
+    host: &'a Host,
+    swtpm: Option<Child>,
+}
+
+impl<'a> HostTpm<'a> {
+    fn new(host: &'a Host) -> Self {
+        let (socket, tpm) = (host.path("tpm.sock"), host.path("tpm"));
+        host.wrap(
+            "/usr/bin/systemd-creds",
+            &format!(
+                "exec $real \"$@\" --tpm2-device=swtpm:path={}",
+                socket.display()
+            ),
+        );
+        mount("tmpfs", "/sys/class", "tmpfs", MountFlags::empty(), "").unwrap();
+        fs::create_dir_all(SYSFS).unwrap();
+        fs::create_dir(tpm).unwrap();
+        let mut this = Self { host, swtpm: None };
+        this.power_on();
+        this
+    }
+
+    /// From a cold start: PCRs are zero, as the firmware here measures nothing.
+    fn power_on(&mut self) {
+        self.power_off();
+        let (socket, tpm) = (self.host.path("tpm.sock"), self.host.path("tpm"));
+        let socket = socket.display();
+        let child = Command::new("/usr/bin/swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+            .arg(format!("--tpmstate=dir={}", tpm.display()))
+            .arg(format!("--server=type=unixio,path={socket}"))
+            .arg(format!("--ctrl=type=unixio,path={socket}.ctrl"))
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        self.swtpm = Some(child);
+        assert!(wait_for(LIMIT, || self.host.path("tpm.sock").exists()));
+        self.show();
+    }
+
+    fn power_off(&mut self) {
+        if let Some(mut swtpm) = self.swtpm.take() {
+            swtpm.kill().unwrap();
+            swtpm.wait().unwrap();
+            let _ = fs::remove_file(self.host.path("tpm.sock"));
+        }
+    }
+
+    fn tpm2(&self, tool: &str, arguments: &[&str]) -> String {
+        let socket = self.host.path("tpm.sock");
+        let output = Command::new(tool)
+            .args(["-T", &format!("swtpm:path={}", socket.display())])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{tool}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What the kernel shows is what the TPM has.
+    fn show(&self) {
+        let text = self.tpm2("tpm2_pcrread", &["sha256:7,8"]);
+        for line in text.lines() {
+            if let Some((pcr, digest)) = line.split_once(": 0x") {
+                fs::write(format!("{SYSFS}/{}", pcr.trim()), format!("{digest}\n")).unwrap();
+            }
+        }
+    }
+
+    /// The host boots something else.
+    fn measure(&self, pcr: u8) {
+        self.measure_unseen(pcr);
+        self.show();
+    }
+
+    /// The same, and only the TPM knows.
+    fn measure_unseen(&self, pcr: u8) {
+        let event = format!("{pcr}:sha256={}", "5a".repeat(32));
+        self.tpm2("tpm2_pcrextend", &[&event]);
+    }
+}
+
+impl Drop for HostTpm<'_> {
+    fn drop(&mut self) {
+        self.power_off();
+    }
+}
+
+impl Host {
+    /// Sealed to PCR 7. Gives the recovery key.
+    fn seal(&self) -> String {
+        let said = self.cli_ok(&["seal", "--pcrs", "7"]);
+        said.trim().rsplit(' ').next().unwrap().to_owned()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.cli(arguments);
+        assert!(!output.status.success(), "{arguments:?} succeeds");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn recover(&self, key: &str) -> (bool, String) {
+        let mut child = self
+            .command(&["recover", "--pcrs", "7"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        writeln!(child.stdin.take().unwrap(), "{key}").unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    }
+
+    /// The vTPM works, with the state that it had.
+    fn works(&self, domid: u16) {
+        let mut guest = self.boot(domid, &uuid(7));
+        guest.done(&GET_RANDOM);
+        assert_eq!(guest.counter(), 1);
+        drop(guest);
+        assert!(self.destroy(domid));
+    }
+
+    /// xl fails at once, and is told why.
+    fn is_refused(&self, domid: u16, wanted: &str) {
+        self.add(domid, &uuid(7));
+        assert!(wait_for(LIBXL, || self.backend_state(domid).is_none()));
+        let error = self.error(domid);
+        assert!(
+            error.contains(wanted) && error.contains("xen-vtpmd recover"),
+            "{error}"
+        );
+        self.destroy(domid);
+    }
+}
+
+fn sealed_host() -> Option<Host> {
+    let host = Host::bare("")?;
+    host.configure(&format!("[tpm]\nkey-file = {:?}", host.path("key")));
+    Some(host)
+}
+
+#[test]
+fn sealed_state_opens_on_this_host_in_this_state() {
+    let Some(host) = sealed_host() else { return };
+    let mut tpm = HostTpm::new(&host);
+    let recovery = host.seal();
+    assert_eq!(recovery.len(), 64, "{recovery}");
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    drop(guest);
+    assert!(host.destroy(7));
+
+    // It reboots, and what it is not sealed to differs.
+    tpm.power_on();
+    tpm.measure(8);
+    assert!(host.cli_ok(&["unseal-check"]).contains("sealed to PCRs 7"));
+    host.works(8);
+
+    // It boots something else.
+    tpm.measure(7);
+    assert!(host.fails(&["unseal-check"]).contains("PCR 7 is "));
+    host.is_refused(9, "PCR 7 is ");
+    tpm.power_on();
+    host.works(10);
+
+    // It is the TPM that keeps the key, whatever the kernel shows.
+    tpm.measure_unseen(7);
+    let said = host.fails(&["unseal-check"]);
+    assert!(said.contains("or is in another state"), "{said}");
+
+    // The key is in no file, and no log.
+    let grep = Command::new("grep")
+        .args(["-rlI", &recovery])
+        .args([
+            host.path("log"),
+            host.path("key"),
+            host.state_dir(),
+            "/run".into(),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(grep.stdout).unwrap(), "");
+}
+
+#[test]
+fn sealed_state_after_the_tpm_was_cleared() {
+    let Some(host) = sealed_host() else { return };
+    let mut tpm = HostTpm::new(&host);
+    let recovery = host.seal();
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    drop(guest);
+    assert!(host.destroy(7));
+
+    // No TPM, as on another machine.
+    fs::rename("/sys/class/tpm/tpm0", "/sys/class/tpm/none").unwrap();
+    host.is_refused(8, "this host has no TPM");
+    fs::rename("/sys/class/tpm/none", "/sys/class/tpm/tpm0").unwrap();
+
+    // Another one: PCRs are the same, and only the TPM itself says so.
+    tpm.power_off();
+    fs::remove_dir_all(host.path("tpm")).unwrap();
+    fs::create_dir(host.path("tpm")).unwrap();
+    tpm.power_on();
+    assert!(host
+        .fails(&["unseal-check"])
+        .contains("the TPM was cleared"));
+    host.add(9, &uuid(7));
+    let error = || host.error(9);
+    assert!(
+        wait_for(LIMIT, || error().contains("the TPM was cleared")),
+        "{}",
+        error()
+    );
+    host.destroy(9);
+
+    let other = "0".repeat(64);
+    assert!(!host.recover("none").0);
+    let (done, said) = host.recover(&other);
+    assert!(!done && said.contains("had the key"), "{said}");
+    let (done, said) = host.recover(&recovery);
+    assert!(done && !said.contains(&recovery), "{said}");
+    host.works(10);
+}
+
+/// What was there before is moved, and an existing key stays the key.
+#[test]
+fn sealed_state_of_what_was_there() {
+    let Some(host) = sealed_host() else { return };
+    let _tpm = HostTpm::new(&host);
+    host.configure("");
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    drop(guest);
+    assert!(host.destroy(7));
+    host.end_manager(rustix::process::Signal::Term);
+
+    let key = host.path("key");
+    fs::write(&key, "1f".repeat(32) + "\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+    fs::set_permissions(&key, mode).unwrap();
+    host.configure(&format!("[tpm]\nkey-file = {key:?}"));
+    assert!(host.fails(&["unseal-check"]).contains("is not sealed"));
+    assert_eq!(host.seal(), "1f".repeat(32));
+    assert!(!fs::read_to_string(&key).unwrap().contains("1f1f1f1f"));
+    assert!(!host.seal().contains("1f1f1f1f"), "shown again");
+    host.cli_ok(&["rekey", "--all"]);
+    assert!(host.cli_ok(&["rekey", "--all"]).contains("nothing to do"));
+    host.start();
+    host.works(8);
+}
+
+#[test]
+fn sealed_state_without_a_tpm() {
+    let Some(host) = sealed_host() else { return };
+    let mut tpm = HostTpm::new(&host);
+    tpm.power_off();
+    let said = host.fails(&["seal"]);
+    assert!(said.contains("sealing the key-file"), "{said}");
+    assert!(!host.path("key").exists());
+    host.configure("");
+    assert!(host.fails(&["seal"]).contains("no key-file is configured"));
+}
