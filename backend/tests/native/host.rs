@@ -480,6 +480,8 @@ impl Drop for Host {
             let log = self.log();
             let from = log.len().saturating_sub(6_000);
             eprintln!("the daemon's log:\n{}", log.get(from..).unwrap_or(&log));
+            let log = fs::read_to_string(self.path("xenstored.log")).unwrap_or_default();
+            eprintln!("xenstored: {:?}\n{log}", self.xenstored.try_wait());
         }
         if let Some(manager) = self.manager.get_mut() {
             let _ = manager.kill();

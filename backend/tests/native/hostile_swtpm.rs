@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use crate::guest::Guest;
 use crate::host::{is_alive, wait_for, Host, LIMIT};
 use crate::manager::cpu_time;
-use crate::neighbours::{are_fine, boot_neighbours};
+use crate::neighbours::Neighbours;
 use crate::standins;
 use crate::toolstack::uuid;
 
@@ -22,7 +22,7 @@ fn misbehaves(behaviour: &str) {
     let Some(host) = Host::bare("") else { return };
     host.replace("/usr/bin/swtpm", &standins::directory().join("swtpm"));
     host.start();
-    let mut neighbours = boot_neighbours(&host);
+    let mut neighbours = Neighbours::boot(&host);
     host.cli_ok(&["create-state", &uuid(7)]);
     let directory = host.state_dir().join(uuid(7));
     fs::write(directory.join("behaviour"), behaviour).unwrap();
@@ -34,11 +34,11 @@ fn misbehaves(behaviour: &str) {
         Guest::new(&host, 7).offer();
     }
     std::thread::sleep(Duration::from_millis(500));
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     host.end_manager(Signal::Kill);
     host.start();
     assert!(wait_for(LIMIT, || host.status(20).is_some()));
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     let manager = host.manager();
     let used = cpu_time(manager);
     std::thread::sleep(Duration::from_secs(1));
@@ -49,7 +49,7 @@ fn misbehaves(behaviour: &str) {
     );
 
     assert!(host.destroy(7), "not closed");
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     assert!(is_alive(manager));
     let log = host.log();
     assert!(log.len() < LOG, "{} bytes of log", log.len());

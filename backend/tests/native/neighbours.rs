@@ -3,11 +3,13 @@
 //! One vTPM's trouble is its own: the others have their TPMs at their usual speed meanwhile.
 
 use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{flock, FlockOperation};
 use rustix::io::Errno;
+use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 use rustix::process::Signal;
 
 use crate::guest::{Guest, Outcome};
@@ -15,67 +17,121 @@ use crate::host::{signal, wait_for, Host, LIMIT};
 use crate::toolstack::uuid;
 use crate::tpm::{nv_define, nv_write, GET_RANDOM};
 
-/// No command of a guest with a healthy TPM takes as long.
-const SLOW: Duration = Duration::from_secs(1);
+/// So many neighbours there are, and so many commands of each in one look.
+const NEIGHBOURS: u16 = 7;
+const COMMANDS: u32 = 30;
 
-/// The neighbours: each has a TPM that works.
-pub(crate) fn boot_neighbours(host: &Host) -> Vec<Guest> {
-    let guests: Vec<u16> = (20..23).collect();
-    for domid in &guests {
-        host.add(*domid, &uuid(*domid));
-    }
-    guests
-        .into_iter()
-        .map(|domid| {
+/// What a command takes longer at most than it does undisturbed: so many times, and this.
+const TIMES: u32 = 4;
+const NOISE: Duration = Duration::from_millis(50);
+
+/// How long commands take.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    median: Duration,
+    /// All but as many as one of each neighbour are faster: what holds up all of them once is seen, and what
+    /// holds up the machine for a moment is not.
+    most: Duration,
+}
+
+/// The neighbours: each has a TPM that works, and is as fast as ever.
+pub(crate) struct Neighbours<'a> {
+    host: &'a Host,
+    guests: Vec<Guest>,
+    usual: Pace,
+}
+
+impl<'a> Neighbours<'a> {
+    /// Boots them, and sees how fast they are while nobody disturbs them.
+    pub(crate) fn boot(host: &'a Host) -> Self {
+        // One state is as good as another.
+        let state = |domid: u16| host.state_dir().join(uuid(domid));
+        host.cli_ok(&["create-state", &uuid(20)]);
+        for domid in 21..20 + NEIGHBOURS {
+            fs::create_dir(state(domid)).unwrap();
+            let permall = |domid| state(domid).join("tpm2-00.permall");
+            fs::copy(permall(20), permall(domid)).unwrap();
+        }
+        for domid in 20..20 + NEIGHBOURS {
+            host.add(domid, &uuid(domid));
+        }
+        let boot = |domid| {
             host.await_state(domid, "2");
             let mut guest = Guest::new(host, domid);
             guest.connect();
-            guest.done(&GET_RANDOM);
             guest
-        })
-        .collect()
+        };
+        let mut guests: Vec<Guest> = (20..20 + NEIGHBOURS).map(boot).collect();
+        let usual = pace(&mut guests);
+        println!("undisturbed: {usual:?}");
+        Self {
+            host,
+            guests,
+            usual,
+        }
+    }
+
+    /// They are as fast as undisturbed, and reconnect; the command line responds as well.
+    pub(crate) fn are_fine(&mut self) {
+        let pace = pace(&mut self.guests);
+        println!("disturbed: {pace:?}");
+        let usual = self.usual;
+        assert!(
+            pace.median <= usual.median * TIMES + NOISE
+                && pace.most <= usual.most * TIMES + NOISE * 2,
+            "{pace:?}, and undisturbed {usual:?}"
+        );
+        let start = Instant::now();
+        self.host.cli_ok(&["status"]);
+        let took = start.elapsed();
+        // Each worker has a second for its part, and is asked at the same time.
+        assert!(took < LIMIT / 3, "status took {took:?}");
+    }
 }
 
-/// They work meanwhile, and connect anew; the command line answers as well.
-pub(crate) fn are_fine(host: &Host, neighbours: &mut [Guest]) {
-    thread::scope(|scope| {
-        for guest in neighbours.iter_mut() {
-            scope.spawn(|| {
-                for round in 0..30 {
-                    let start = Instant::now();
-                    guest.submit(&GET_RANDOM);
-                    let outcome = guest.wait(LIMIT);
-                    let took = start.elapsed();
-                    assert!(matches!(outcome, Outcome::Response(_)), "{outcome:?}");
-                    assert!(took < SLOW, "domain {}: {took:?}", guest.domid);
-                    if round == 15 {
-                        guest.reconnect();
-                    }
+/// All of them work at once, and reconnect once.
+fn pace(guests: &mut [Guest]) -> Pace {
+    let mut all: Vec<Duration> = thread::scope(|scope| {
+        let work = |guest: &mut Guest| -> Vec<Duration> {
+            let one = |round| {
+                let start = Instant::now();
+                guest.submit(&GET_RANDOM);
+                let outcome = guest.wait(LIMIT);
+                let took = start.elapsed();
+                assert!(matches!(outcome, Outcome::Response(_)), "{outcome:?}");
+                if round == COMMANDS / 2 {
+                    guest.reconnect();
                 }
-            });
-        }
+                took
+            };
+            (0..COMMANDS).map(one).collect()
+        };
+        let threads: Vec<_> = guests
+            .iter_mut()
+            .map(|guest| scope.spawn(move || work(guest)))
+            .collect();
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+        ended.flatten().collect()
     });
-    let start = Instant::now();
-    host.cli_ok(&["status"]);
-    assert!(
-        start.elapsed() < Duration::from_secs(3),
-        "status took {:?}",
-        start.elapsed()
-    );
+    all.sort();
+    Pace {
+        median: all[all.len() / 2],
+        most: all[all.len() - usize::from(NEIGHBOURS)],
+    }
 }
 
 #[test]
 fn of_an_swtpm_that_does_not_respond() {
     let Some(host) = Host::new() else { return };
-    let mut neighbours = boot_neighbours(&host);
+    let mut neighbours = Neighbours::boot(&host);
     let mut guest = host.boot(7, &uuid(7));
     let swtpm = host.swtpm(7);
     signal(swtpm, Signal::Stop);
     guest.submit(&GET_RANDOM);
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     // It is ended in the end, and its guest gets its other end.
     host.ask_to_close(7);
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     assert!(wait_for(LIMIT, || host.backend_state(7).as_deref() == Some("6")));
 }
 
@@ -85,7 +141,7 @@ fn of_a_lock_that_is_held() {
     let Some(host) = Host::bare("") else { return };
     host.wrap("/usr/bin/swtpm_setup", "sleep 1; exec $real \"$@\"");
     host.start();
-    let mut neighbours = boot_neighbours(&host);
+    let mut neighbours = Neighbours::boot(&host);
     host.add(7, &uuid(7));
     assert!(wait_for(LIMIT, || !host.named("sleep").is_empty()));
     let held = File::options()
@@ -97,7 +153,7 @@ fn of_a_lock_that_is_held() {
     let is_made = || host.named("sleep").is_empty() && host.named("swtpm_setup").is_empty();
     wait_for(Duration::from_secs(5), is_made);
     thread::sleep(Duration::from_millis(500));
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     drop(held);
     let mut guest = Guest::new(&host, 7);
     guest.connect();
@@ -108,7 +164,7 @@ fn of_a_lock_that_is_held() {
 #[test]
 fn of_a_disk_that_is_slow() {
     let Some(host) = Host::new() else { return };
-    let mut neighbours = boot_neighbours(&host);
+    let mut neighbours = Neighbours::boot(&host);
     let mut guest = host.boot(7, &uuid(7));
     guest.done(&nv_define(0x0150_0002, 64));
     let processes = host.of_vtpm(7);
@@ -118,15 +174,55 @@ fn of_a_disk_that_is_slow() {
         2_000,
     );
     guest.submit(&nv_write(0x0150_0002, &[1; 64]));
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
     assert!(matches!(guest.wait(LIMIT), Outcome::Response(_)));
+}
+
+/// A state directory on a file system that hangs, as NFS does without its server: FUSE that nobody serves.
+#[test]
+fn of_a_state_directory_that_hangs() {
+    let Some(host) = Host::new() else { return };
+    let mut neighbours = Neighbours::boot(&host);
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&nv_define(0x0150_0002, 64));
+    let hanging = Hanging::over(&host.state_dir().join(uuid(7)));
+    // The worker makes it durable, and looks at the directory for that.
+    guest.submit(&nv_write(0x0150_0002, &[1; 64]));
+    neighbours.are_fine();
+    assert_eq!(guest.wait(Duration::ZERO), Outcome::Timeout);
+    drop(hanging);
+    assert_ne!(guest.wait(LIMIT), Outcome::Timeout);
+    neighbours.are_fine();
+    guest.reconnect();
+    guest.done(&GET_RANDOM);
+}
+
+/// A file system without a server, until it is dropped: then it has none for good, and fails.
+struct Hanging(Option<File>, PathBuf);
+
+impl Hanging {
+    fn over(directory: &Path) -> Self {
+        let device = File::options().read(true).write(true).open("/dev/fuse");
+        let device = device.unwrap();
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&device);
+        let options = format!("fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other");
+        mount("hanging", directory, "fuse", MountFlags::empty(), options).unwrap();
+        Self(Some(device), directory.to_owned())
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.0 = None;
+        let _ = unmount(&self.1, UnmountFlags::DETACH);
+    }
 }
 
 /// Findings 8 and 26: a quota that is used up, or an error of xenstored's that passes.
 #[test]
 fn of_xenstored_that_refuses() {
     let Some(host) = Host::new() else { return };
-    let mut neighbours = boot_neighbours(&host);
+    let mut neighbours = Neighbours::boot(&host);
     let mut guest = host.boot(7, &uuid(7));
     for (call, error) in [
         ("xs_write", Errno::NOSPC),
@@ -140,7 +236,7 @@ fn of_xenstored_that_refuses() {
         guest.reconnect();
         guest.done(&GET_RANDOM);
     }
-    are_fine(&host, &mut neighbours);
+    neighbours.are_fine();
 }
 
 /// strace that makes system calls of some processes slow, until it is dropped.
