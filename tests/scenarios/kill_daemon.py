@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The daemon and swtpm are killed under load: guests keep their TPMs, and no state is lost."""
+"""Managers, workers, I/O processes and swtpms are killed under load: guests keep their TPMs, and no
+state is lost."""
 
+import functools
 import os
 import random
 import re
@@ -13,9 +15,9 @@ from testbed.toolstack import must_be
 
 SETS = ()
 # How often what is killed: a few of each, under less load, which takes less time.
-FEW = {"daemon": 2, "restart": 1, "closed": 1, "first start": 1}
+FEW = {"manager": 1, "worker": 1, "restart": 1, "closed": 1, "first start": 1}
 # One guest lives through fifty, with an NV counter in both TPMs.
-FIFTY = {"daemon": 42, "restart": 8, "closed": 4, "first start": 8}
+FIFTY = {"manager": 14, "worker": 16, "io": 8, "restart": 8, "closed": 4, "first start": 4}
 VARIANTS = {"50": {"sets": ("deep",), "plan": FIFTY, "version": "2.0", "pause": 0}}
 
 STATE = "/var/lib/xen-vtpmd"
@@ -26,12 +28,39 @@ KEY_LIMIT = 60
 
 
 def pid_of(bed, vtpm):
-    """The process behind a vTPM."""
-    record = bed.machine.must(f"cat /run/xen-vtpmd/{vtpm.uuid}.json")
-    return re.search(r'"pid": *(\d+)', record)[1]
+    """The process behind a vTPM; nothing if there is none at the moment."""
+    records = bed.machine.run("cat /run/xen-vtpmd/vtpm/*/record.json").output
+    found = [record for record in re.findall(r"\{.*?\}", records) if vtpm.uuid in record]
+    return re.search(r'"pid": *(\d+)', found[0])[1] if found else None
 
 
-def kill_daemon(bed, guests, chance, _):
+def serving(bed, kind):
+    """The processes that run this subcommand of xen-vtpmd."""
+    script = ("for pid in $(pidof xen-vtpmd); do tr '\\0' ' ' </proc/$pid/cmdline |"
+              f" grep -q ' {kind} ' && echo $pid; done; :")
+    return bed.machine.must(script).split()
+
+
+def kill_serving(kind, bed, guests, chance, _):
+    """kill -9 of a worker or an I/O process: another one follows, and swtpm is the same."""
+    before = sorted(bed.machine.must("pidof swtpm").split())
+    time.sleep(chance.uniform(0, 1.5))
+    victims = serving(bed, kind)
+    if len(victims) < len(guests):
+        raise Failure(f"{len(victims)} processes `{kind}` of {len(guests)} guests")
+    victim = chance.choice(victims)
+    bed.machine.must(f"kill -9 {victim}")
+    for guest in guests:
+        ledger.progress(guest)
+    after = sorted(bed.machine.must("pidof swtpm").split())
+    if before != after:
+        raise Failure(f"swtpm had the pids {before}, and {after} after `{kind}` was killed")
+    if len(serving(bed, kind)) != len(victims) or victim in serving(bed, kind):
+        raise Failure(f"`{kind}` was {victims}, and is {serving(bed, kind)}")
+    return f"{victim}: {({guest.name: ledger.read(guest)[1] for guest in guests})}"
+
+
+def kill_manager(bed, guests, chance, _):
     """kill -9; a new one takes over, now and then after it was killed in the midst of that."""
     before = bed.machine.must("pidof swtpm").split()
     time.sleep(chance.uniform(0, 1.5))
@@ -47,7 +76,7 @@ def kill_daemon(bed, guests, chance, _):
     after = bed.machine.must("pidof swtpm").split()
     if sorted(before) != sorted(after):
         raise Failure(
-            f"swtpm had the pids {before} before, and {after} after the daemon was killed"
+            f"swtpm had the pids {before} before, and {after} after the manager was killed"
         )
     return str({guest.name: ledger.read(guest)[1] for guest in guests})
 
@@ -60,8 +89,8 @@ def kill_restarting(bed, guest, chance, _):
     old = pid_of(bed, vtpm)
     bed.machine.must(f"kill -9 {old}")
     ledger.progress(guest)
-    if pid_of(bed, vtpm) == old:
-        raise Failure("it has the same process")
+    if pid_of(bed, vtpm) in (old, None):
+        raise Failure(f"it has the process {pid_of(bed, vtpm)}, and had {old}")
     if ledger.read(guest)[1].get("resets", 0) != resets + 1:
         raise Failure(f"the guest has not seen that its PCRs are reset: {ledger.read(guest)}")
 
@@ -169,7 +198,10 @@ def run(bed, plan=FEW, version="1.2", pause=0.1):
         for guest in (closed, restart):
             ledger.start(guest, guest.name, pause)
             ledger.says(guest, "working")
-        ways = {"daemon": (kill_daemon, (closed, restart)), "restart": (kill_restarting, restart),
+        both = (closed, restart)
+        ways = {"manager": (kill_manager, both), "restart": (kill_restarting, restart),
+                "worker": (functools.partial(kill_serving, "serve"), both),
+                "io": (functools.partial(kill_serving, "io"), both),
                 "closed": (kill_closed, closed), "first start": (kill_at_first_start, restart)}
         for number, kind in enumerate(kinds, 1):
             function, whom = ways[kind]
