@@ -235,6 +235,15 @@ struct Saved {
     vm: Option<String>,
 }
 
+/// The guest that a TPM starts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guest<'a> {
+    /// The uuid of the domain, where that is known.
+    pub vm: Option<&'a str>,
+    /// Whether it boots, and was not saved before.
+    pub boots: bool,
+}
+
 impl State {
     /// The file or folder beside this one with another ending.
     fn beside(&self, ending: &str) -> PathBuf {
@@ -344,12 +353,19 @@ impl State {
         removed.map_err(at(&path))
     }
 
-    /// Has the TPM start with the volatile state that it was saved with if it is for the guest `vm`, and with no
-    /// other. Returns whether it does. The caller has the lock.
-    pub fn prepare_volatile(&self, vm: Option<&str>) -> Result<bool, Error> {
+    /// Has the TPM start with the volatile state that it was saved with if it is for this guest, and with no other.
+    /// Returns whether it does. The caller has the lock.
+    pub fn prepare_volatile(&self, guest: Guest<'_>) -> Result<bool, Error> {
         let path = self.path.join(self.version.volatile_file());
+        let saved = self.is_saved_for(guest.vm)?;
+        if saved && guest.boots {
+            log::warn!(
+                "the guest boots: what was saved with {} goes",
+                path.display()
+            );
+        }
 
-        match (self.is_saved_for(vm)?, path.try_exists()) {
+        match (saved && !guest.boots, path.try_exists()) {
             (true, Ok(true)) => check_whole(&path).map(|()| true),
             (true, Ok(false)) => Err(Error::NotSaved(self.beside("saved"), path)),
             // swtpm would take it up, whoever left it there and however old it is.

@@ -154,6 +154,8 @@ struct Worker {
     boot: Boot,
     /// What the kernel lacks for the sandbox.
     lacks: Vec<String>,
+    /// The guest boots, and was not saved before.
+    boots: bool,
     /// The page of the next connection was served by a former worker or I/O process.
     resumes: bool,
     /// The ring parameters of the last attempt to connect, so that it is not repeated.
@@ -221,6 +223,7 @@ impl Worker {
             uuid: None,
             policy: Policy::default(),
             boot: Boot::default(),
+            boots: false,
             resumes: false,
             tried: None,
             deadline: None,

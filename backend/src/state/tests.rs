@@ -64,6 +64,10 @@ fn write_state(path: &Path, len: u8) {
     fs::write(path, bytes).unwrap();
 }
 
+fn for_vm(vm: Option<&str>) -> Guest<'_> {
+    Guest { vm, boots: false }
+}
+
 #[test]
 fn the_mark_of_a_saved_guest_is_for_that_guest() {
     let (_folder, config, uuid) = state();
@@ -73,27 +77,39 @@ fn the_mark_of_a_saved_guest_is_for_that_guest() {
     fs::create_dir(&state.path).unwrap();
 
     state.unmark_saved().unwrap();
-    assert!(!state.prepare_volatile(a).unwrap());
+    assert!(!state.prepare_volatile(for_vm(a)).unwrap());
     assert!(state.mark_saved(a).is_err(), "there is nothing to mark");
     write_state(&volatile, 20);
     state.mark_saved(a).unwrap();
-    assert!(state.prepare_volatile(a).unwrap());
-    assert!(state.prepare_volatile(a).unwrap(), "not used up yet");
-    assert!(!state.prepare_volatile(b).unwrap());
+    assert!(state.prepare_volatile(for_vm(a)).unwrap());
+    assert!(
+        state.prepare_volatile(for_vm(a)).unwrap(),
+        "not used up yet"
+    );
+    assert!(!state.prepare_volatile(for_vm(b)).unwrap());
+    assert!(!volatile.exists() && !state.is_saved().unwrap());
+
+    write_state(&volatile, 20);
+    state.mark_saved(a).unwrap();
+    let boots = Guest { vm: a, boots: true };
+    assert!(!state.prepare_volatile(boots).unwrap());
     assert!(!volatile.exists() && !state.is_saved().unwrap());
 
     for mark in [None, a] {
         write_state(&volatile, 20);
         state.mark_saved(mark).unwrap();
-        assert_eq!(state.prepare_volatile(None).unwrap(), mark.is_none());
+        assert_eq!(
+            state.prepare_volatile(for_vm(None)).unwrap(),
+            mark.is_none()
+        );
     }
     // As version 0.1.0 made it.
     write_state(&volatile, 20);
     fs::write(state.beside("saved"), b"").unwrap();
-    assert!(state.prepare_volatile(a).unwrap());
+    assert!(state.prepare_volatile(for_vm(a)).unwrap());
     fs::remove_file(&volatile).unwrap();
     assert!(matches!(
-        state.prepare_volatile(a),
+        state.prepare_volatile(for_vm(a)),
         Err(Error::NotSaved(..))
     ));
     state.unmark_saved().unwrap();

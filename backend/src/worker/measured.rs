@@ -24,7 +24,7 @@ impl Worker {
         // Whether the guest goes on, and was measured when it booted, is told by a state that is not another's still.
         match (self.boot.obstacle(), held) {
             (Some(reason), Some(held)) if self.policy.measure == Measure::Required => {
-                match held.state.is_saved_for(self.vm().as_deref())? {
+                match !self.boots && held.state.is_saved_for(self.vm().as_deref())? {
                     true => Ok(()),
                     false => Err(measure::Error::Required(reason.to_owned()).into()),
                 }

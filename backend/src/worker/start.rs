@@ -17,7 +17,9 @@ use crate::key;
 use crate::lifecycle::{Facts, Stage};
 use crate::logger;
 use crate::notes::{Notes, Use};
+use crate::state::Guest;
 use crate::swtpm::GiveUp;
+use crate::xen::Domains;
 use crate::xenbus::{self, BusState, Paths};
 
 /// How long InitWait is shown at least: libxl waits for this very state, and reads it only some time
@@ -49,6 +51,7 @@ impl Worker {
         self.begun = Instant::now();
         self.failed_in_this_life = false;
         let uuid = self.identify()?;
+        self.boots = self.guest_boots()?;
         let node = self.paths.backend("tpm-version");
         let asked = match self.store.read(&node)? {
             None => None,
@@ -81,6 +84,23 @@ impl Worker {
         Ok(None)
     }
 
+    /// Whether the guest boots, so that no saved state is for it. That can be seen only before it runs, which is
+    /// until InitWait is shown.
+    fn guest_boots(&self) -> Result<bool, Failure> {
+        let initialising = self.facts()?.own == Some(BusState::Initialising);
+        // A driver domain cannot ask, and saves no guests.
+        if !initialising || self.own_domid != 0 {
+            return Ok(false);
+        }
+        match Domains::open().and_then(|domains| domains.boots(self.id.domid)) {
+            Ok(boots) => Ok(boots),
+            Err(e) => {
+                log::warn!("{e}: a saved state is for the guest of its uuid, booted or restored");
+                Ok(false)
+            }
+        }
+    }
+
     /// swtpm is waited for as long as the toolstack wants the vTPM to be there.
     pub(super) fn give_up(&self) -> GiveUp {
         let (store, online) = (Rc::clone(&self.store), self.paths.backend("online"));
@@ -101,6 +121,10 @@ impl Worker {
         };
         let path = held.state.path.display().to_string();
         let version = held.state.version;
+        let guest = Guest {
+            vm: vm.as_deref(),
+            boots: self.boots,
+        };
         if !held.state.exists {
             log::info!("TPM {version}: makes the state {path}");
             let setup = Setup::start(&place, held, &self.messages)?;
@@ -110,7 +134,7 @@ impl Worker {
         let tpm = Tpm::start(
             &place,
             held,
-            vm.as_deref(),
+            guest,
             std::mem::take(&mut self.boot),
             &self.shared,
             &mut self.messages,

@@ -20,7 +20,7 @@ use crate::launch::{Launch, Program};
 use crate::measure::{self, Boot, Measured};
 use crate::probe::Probe;
 use crate::record::{Record, RunDir};
-use crate::state::{self, Lock, State};
+use crate::state::{self, Guest, Lock, State};
 use crate::swtpm::{self, client, Client, GiveUp, Process, Version};
 use crate::sys::shared::{Entry, Shared};
 use crate::sys::user_and_group;
@@ -154,11 +154,11 @@ pub struct Tpm {
 }
 
 impl Tpm {
-    /// Starts swtpm on a state that exists. `vm` is the guest that it is for, and `boot` what that boots.
+    /// Starts swtpm on a state that exists. `boot` is what the guest boots.
     pub fn start(
         place: &Place<'_>,
         held: Held,
-        vm: Option<&str>,
+        guest: Guest<'_>,
         boot: Boot,
         shared: &Shared,
         messages: &mut Messages,
@@ -170,7 +170,7 @@ impl Tpm {
             Some(first) => Some(state.own(&state.path, first)?),
             None => None,
         };
-        let resumed = state.prepare_volatile(vm)?;
+        let resumed = state.prepare_volatile(guest)?;
         shared.note(Entry::Starting);
 
         let path = place.run.swtpm_socket();

@@ -41,6 +41,9 @@ pub(crate) enum Reason {
 /// What the hypervisor knows of a domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Domain {
+    /// It has not run yet: its kernel is about to start, or it goes on where it was saved.
+    Booted,
+    Restored,
     Running,
     Shutdown(Reason),
     Dying,
@@ -241,6 +244,8 @@ impl Hypervisor {
     pub(crate) fn set_domain(&self, domid: u16, domain: Domain) {
         let file = self.directory.join("domains").join(domid.to_string());
         let text = match domain {
+            Domain::Booted => "booted".to_owned(),
+            Domain::Restored => "restored".to_owned(),
             Domain::Running => "running".to_owned(),
             Domain::Shutdown(reason) => format!("shutdown {}", reason as u32),
             Domain::Dying => "dying".to_owned(),
@@ -253,7 +258,7 @@ impl Hypervisor {
         let new = file.with_extension("new");
         fs::write(&new, text).unwrap();
         fs::rename(new, file).unwrap();
-        if domain != Domain::Running {
+        if !matches!(domain, Domain::Running | Domain::Booted | Domain::Restored) {
             self.tell_xenstored();
         }
     }

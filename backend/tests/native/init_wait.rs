@@ -88,7 +88,7 @@ fn of_a_migrated_guest_comes_before_the_state_does() {
     source.done(&extend(16));
     let extended = source.pcr(16);
     host.suspend(7);
-    host.add(8, &uuid(7));
+    host.add_restored(8, &uuid(7));
     host.await_state(8, "2");
     drop(source);
     assert!(host.destroy(7));

@@ -174,7 +174,7 @@ fn measured_start_is_once() {
         },
         true,
     );
-    let mut guest = host.boot(8, &uuid(7));
+    let mut guest = host.restore(8, &uuid(7));
     same(&host, &mut guest, 8, "restored");
 }
 
@@ -315,7 +315,7 @@ fn measured_start_where_it_is_required() {
     host.build(9, BOOT, true);
     host.store
         .write(&format!("/vm/{VM}/image/kernel"), "/nowhere/vmlinuz");
-    host.boot(9, &uuid(7));
+    host.restore(9, &uuid(7));
 }
 
 /// Nobody knows what a guest is by then whose TPM died.
@@ -391,7 +391,7 @@ fn measured_start_opens_what_is_sealed_to_it() {
     let guest = host.boot_measured(12, BOOT);
     assert!(host.save(guest));
     host.build(13, BOOT, true);
-    let mut guest = host.boot(13, &uuid(7));
+    let mut guest = host.restore(13, &uuid(7));
     assert!(guest.opens(), "after a restore");
     signal(host.worker(13), Signal::Kill);
     host.end_manager(Signal::Term);

@@ -22,7 +22,7 @@ fn a_save_keeps_the_pcrs_once() {
     assert_ne!(reset, extended);
 
     assert!(host.save(guest));
-    let mut guest = host.boot(8, &uuid(7));
+    let mut guest = host.restore(8, &uuid(7));
     assert_eq!(guest.pcr(16), extended, "after the restore");
     host.shut_down(guest, Reason::Reboot);
     let mut guest = host.boot(9, &uuid(7));
@@ -44,6 +44,29 @@ fn a_checkpoint_is_no_save() {
     host.shut_down(guest, Reason::Reboot);
     let mut guest = host.boot(8, &uuid(7));
     assert_eq!(guest.pcr(16), reset, "after the reboot");
+}
+
+/// The same: a guest with a fixed uuid is saved, and then not restored but booted.
+#[test]
+fn a_boot_is_no_restore() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    let reset = guest.pcr(16);
+    guest.done(&extend(16));
+    assert!(host.save(guest));
+    let mut guest = host.boot(8, &uuid(7));
+    assert_eq!(guest.pcr(16), reset, "after the boot");
+    // Nor is a TPM that a guest gets while it runs.
+    guest.done(&extend(16));
+    assert!(host.save(guest));
+    let mut guest = host.boot(9, &uuid(9));
+    guest.done(&GET_RANDOM);
+    host.detach(9);
+    host.hypervisor.set_domain(9, Domain::Running);
+    host.attach(9, &uuid(7));
+    let mut guest = crate::guest::Guest::new(&host, 9);
+    guest.connect();
+    assert_eq!(guest.pcr(16), reset, "after vtpm-attach");
 }
 
 #[test]
@@ -82,7 +105,7 @@ fn closed_comes_after_the_state_is_stored() {
     );
     signal(swtpm, Signal::Cont);
     assert!(host.destroy(7));
-    let mut guest = host.boot(8, &uuid(7));
+    let mut guest = host.restore(8, &uuid(7));
     assert_eq!(guest.pcr(16), extended, "after the restore");
 }
 
@@ -134,7 +157,7 @@ fn a_tpm_1_2_is_saved_too() {
     guest.done(&extend);
     let extended = guest.done(&read);
     assert!(host.save(guest));
-    let mut guest = host.boot(8, &uuid(7));
+    let mut guest = host.restore(8, &uuid(7));
     assert_eq!(guest.done(&read), extended, "after the restore");
     host.shut_down(guest, Reason::Reboot);
     let mut guest = host.boot(9, &uuid(7));

@@ -35,7 +35,16 @@ pub(crate) fn frontend(domid: u16) -> String {
 impl Host {
     /// `xl create` up to the vTPM's nodes.
     pub(crate) fn add(&self, domid: u16, uuid: &str) {
-        self.hypervisor.set_domain(domid, Domain::Running);
+        self.add_domain(domid, uuid, Domain::Booted);
+    }
+
+    /// `xl restore` up to the vTPM's nodes.
+    pub(crate) fn add_restored(&self, domid: u16, uuid: &str) {
+        self.add_domain(domid, uuid, Domain::Restored);
+    }
+
+    fn add_domain(&self, domid: u16, uuid: &str, domain: Domain) {
+        self.hypervisor.set_domain(domid, domain);
         self.hypervisor.grant(domid, XENSTORE_GRANT);
         std::mem::forget(self.hypervisor.port(domid, XENSTORE_PORT));
         self.store.introduce(domid, XENSTORE_PORT);
@@ -101,6 +110,14 @@ impl Host {
     /// A guest whose vTPM is connected.
     pub(crate) fn boot(&self, domid: u16, uuid: &str) -> Guest {
         let mut guest = self.create(domid, uuid);
+        guest.connect();
+        guest
+    }
+
+    /// A guest that was saved, and whose vTPM is connected.
+    pub(crate) fn restore(&self, domid: u16, uuid: &str) -> Guest {
+        self.add_restored(domid, uuid);
+        let mut guest = Guest::new(self, domid);
         guest.connect();
         guest
     }

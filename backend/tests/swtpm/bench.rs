@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use xen_vtpmd::config::{Config, Policy, Uuid};
 use xen_vtpmd::measure::Boot;
 use xen_vtpmd::record::{Record, RunDir};
-use xen_vtpmd::state::{self, State};
+use xen_vtpmd::state::{self, Guest, State};
 use xen_vtpmd::swtpm::{GiveUp, Version};
 use xen_vtpmd::sys::shared::{Entry, Shared};
 use xen_vtpmd::worker;
@@ -130,7 +130,14 @@ impl Bench {
         let shared = Shared::open(&run.io_file()).unwrap();
         let mut messages = Messages::new(run.messages().unwrap());
         let place = self.place(&run);
-        let tpm = Tpm::start(&place, held, None, Boot::default(), &shared, &mut messages)?;
+        let tpm = Tpm::start(
+            &place,
+            held,
+            Guest::default(),
+            Boot::default(),
+            &shared,
+            &mut messages,
+        )?;
         assert_eq!(shared.entry(), Entry::Free);
         Ok(Running { tpm, run })
     }
