@@ -68,7 +68,7 @@ def run(bed):
         trial = hostile_backend.Trial(bed, vtpms[version], attached=False)
         trial.serve()
         trial.guest.start()
-        trial.guest.must(". /bed/lib.sh; load_driver")
+        trial.ready_guest()
         for name in names:
             bed.record(f"{name}: vtpm-attach, and another watch", attach, trial, name)
             bed.record(f"{name}: vtpm-detach", detach, trial)

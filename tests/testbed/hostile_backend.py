@@ -63,8 +63,7 @@ class Trial:
         self.machine.must(START.format(version=version, uuid=self.vtpm.uuid))
 
     def stop(self):
-        """Ends the hostile backend and its swtpm, and destroys the guest, for another trial on the
-        same machine."""
+        """Ends the hostile backend, its swtpm and the guest, for another trial on the machine."""
         self.machine.run(
             "xl destroy victim; kill $(pidof xen-hostile-backend) $(pidof swtpm); "
             "while pidof xen-hostile-backend swtpm; do sleep 0.1; done; rm -f /run/hostile.*",
@@ -77,16 +76,20 @@ class Trial:
         self.guest.start()
         self.seen = os.path.getsize(self.guest.log)
         self.ports = self._ports()
-        self.guest.must(
-            f". /bed/lib.sh; {self.load} && {{ python3 -E -s /bed/hostile.py serve >/run/serve 2>&1"
-            " & until [ -p /run/hostile.done ]; do sleep 0.1; done; }"
-        )
+        self.ready_guest()
         if self.c_driver:
             self.machine.must(f"xl vtpm-attach victim uuid={self.vtpm.uuid} backend=0", 60)
         self.guest.must(
             "for i in $(seq 300); do [ -c /dev/tpm0 ] && break; sleep 0.1; done; [ -c /dev/tpm0 ]"
         )
         self.python("quiet")
+
+    def ready_guest(self):
+        """Loads the driver in the guest, and starts what takes orders there."""
+        self.guest.must(
+            f". /bed/lib.sh; {self.load} && {{ python3 -E -s /bed/hostile.py serve >/run/serve 2>&1"
+            " & until [ -p /run/hostile.done ]; do sleep 0.1; done; }"
+        )
 
     def _ports(self):
         """How many event channels the guest has."""
@@ -97,8 +100,7 @@ class Trial:
         return self.machine.must(f"xen-hostile-backend tell {order}", limit).strip()
 
     def python(self, words, limit=60):
-        """Runs a part of the guest's program; returns its output, which has the name of that part
-        in it."""
+        """Runs a part of the guest's program; returns its output, with the part's name in it."""
         output = self.guest.must(
             f"echo {words} >/run/hostile.orders; cat /run/hostile.done >/dev/null;"
             " cat /run/hostile.answer",
@@ -111,8 +113,7 @@ class Trial:
         return output
 
     def face(self, behaviour):
-        """One behaviour, and whether the guest is well after it. A guest that is not is
-        replaced."""
+        """One behaviour, and whether the guest is well after it; if not, it is replaced."""
         row = {"result": "", "after": "", "verdict": "bad"}
         self.rows[behaviour.name] = row
         try:
@@ -129,8 +130,7 @@ class Trial:
         return f"{row['result']}; {row['after']}"
 
     def recorded(self, behaviour):
-        """The same for a driver that is not ours: what it does is noted, and fails nothing, even
-        where no guest with it starts any more."""
+        """The same for a driver that is not ours: what it does is noted, and fails nothing."""
         try:
             found = "good: " + self.face(behaviour)
         except (Failure, BedError) as why:
