@@ -152,9 +152,8 @@ impl Connection {
 
             // A signal, which may be the freezer's: nothing was sent yet, and the system call can
             // be restarted.
-            if let CondVarTimeoutResult::Signal { .. } = self
-                .changed
-                .wait_interruptible_timeout(&mut inner, left)
+            if let CondVarTimeoutResult::Signal { .. } =
+                self.changed.wait_interruptible_timeout(&mut inner, left)
             {
                 return Err(Failure::Restart);
             }

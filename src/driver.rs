@@ -66,7 +66,11 @@ impl Frontend {
             _notifier: KBox::pin_init(RebootNotifier::new(vtpm.clone()), GFP_KERNEL)?,
             // Without memory for it there is none.
             _debugfs: KBox::pin_init(
-                Scope::dir(Ok::<_, Error>(debugfs::Shown::all(&vtpm)), name.name(), debugfs::files),
+                Scope::dir(
+                    Ok::<_, Error>(debugfs::Shown::all(&vtpm)),
+                    name.name(),
+                    debugfs::files,
+                ),
                 GFP_KERNEL,
             )
             .ok(),
@@ -101,12 +105,7 @@ impl Frontend {
 
     /// Connects to the backend, if it is there in time. Returns whether it is. If not,
     /// [`backend_changed()`](bus::Driver::backend_changed) completes the setup.
-    fn connect(
-        &self,
-        dev: &bus::Device<Core<'_>>,
-        bus: &BusLock,
-        start: Jiffies,
-    ) -> Result<bool> {
+    fn connect(&self, dev: &bus::Device<Core<'_>>, bus: &BusLock, start: Jiffies) -> Result<bool> {
         let busy = [State::Connected, State::Closing];
         let ready = [State::Initialising, State::InitWait, State::Initialised];
 

@@ -96,5 +96,8 @@ pub(crate) fn checked(vtpm: &Vtpm, version: Version) -> Option<Arc<EventLog>> {
 
 #[cold]
 fn refused(dev: &bus::Device, limit: &RateLimit) {
-    limit.warn(dev, "the backend's event log is refused: it is none, or cannot be read");
+    limit.warn(
+        dev,
+        "the backend's event log is refused: it is none, or cannot be read",
+    );
 }

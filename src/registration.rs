@@ -7,9 +7,9 @@
 //! watches does it.
 
 use crate::{
+    event_log,
     identity::Comparison,
     protocol::epoch::Version,
-    event_log,
     tpm::{
         chip::{
             Chip,

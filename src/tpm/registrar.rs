@@ -17,7 +17,8 @@ use kernel::{
         self,
         Bound, //
     },
-    devres, new_mutex,
+    devres,
+    new_mutex,
     prelude::*,
     sync::{
         Arc,
