@@ -21,8 +21,8 @@ use crate::{
         },
         layout,
         packet::BadRequest,
-        Byte,
-        OutOfPage,
+        HeaderField,
+        OutOfBounds,
         Page, //
     },
     xen::{
@@ -50,6 +50,7 @@ use kernel::{
             ordering::Full,
             Acquire,
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         Arc,
@@ -84,7 +85,7 @@ impl From<Failure> for Error {
     }
 }
 
-impl Flag for Atomic<bool> {
+impl Flag for AtomicFlag {
     #[inline]
     fn get(&self) -> bool {
         self.load(Relaxed)
@@ -106,12 +107,12 @@ impl Flag for Atomic<bool> {
 pub(crate) struct CommandControl {
     #[pin]
     completion: Completion,
-    flags: Flags<Atomic<bool>>,
+    flags: Flags<AtomicFlag>,
     counters: Counters,
     /// Set on unbind and shutdown.
-    shutting_down: Atomic<bool>,
+    shutting_down: AtomicFlag,
     /// The running command began after that.
-    late: Atomic<bool>,
+    late: AtomicFlag,
     /// The start of the running command, or of the shutdown if that is later.
     start: Atomic<Jiffies>,
 }
@@ -121,10 +122,10 @@ impl CommandControl {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             completion <- Completion::new(),
-            flags: Flags::new(|| Atomic::new(false)),
+            flags: Flags::new(|| AtomicFlag::new(false)),
             counters: Counters::new(),
-            shutting_down: Atomic::new(false),
-            late: Atomic::new(false),
+            shutting_down: AtomicFlag::new(false),
+            late: AtomicFlag::new(false),
             start: Atomic::new(0),
         })
     }
@@ -161,10 +162,10 @@ impl CommandControl {
 }
 
 impl WaitContext for CommandControl {
-    type Flag = Atomic<bool>;
+    type Flag = AtomicFlag;
 
     #[inline]
-    fn flags(&self) -> &Flags<Atomic<bool>> {
+    fn flags(&self) -> &Flags<AtomicFlag> {
         &self.flags
     }
 
@@ -291,20 +292,20 @@ impl Page for SharedPage {
     }
 
     #[inline]
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         match field {
-            Byte::Locality => self.load_u8::<{ layout::LOCALITY }>(),
-            Byte::Pad => self.load_u8::<{ layout::PAD }>(),
-            Byte::NrExtraPages => self.load_u8::<{ layout::NR_EXTRA_PAGES }>(),
+            HeaderField::Locality => self.load_u8::<{ layout::LOCALITY }>(),
+            HeaderField::Pad => self.load_u8::<{ layout::PAD }>(),
+            HeaderField::NrExtraPages => self.load_u8::<{ layout::NR_EXTRA_PAGES }>(),
         }
     }
 
     #[inline]
-    fn set_byte(&self, field: Byte, value: u8) {
+    fn set_byte(&self, field: HeaderField, value: u8) {
         match field {
-            Byte::Locality => self.store_u8::<{ layout::LOCALITY }>(value),
-            Byte::Pad => self.store_u8::<{ layout::PAD }>(value),
-            Byte::NrExtraPages => self.store_u8::<{ layout::NR_EXTRA_PAGES }>(value),
+            HeaderField::Locality => self.store_u8::<{ layout::LOCALITY }>(value),
+            HeaderField::Pad => self.store_u8::<{ layout::PAD }>(value),
+            HeaderField::NrExtraPages => self.store_u8::<{ layout::NR_EXTRA_PAGES }>(value),
         }
     }
 
@@ -319,17 +320,17 @@ impl Page for SharedPage {
     }
 
     #[inline]
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
-        GrantedPage::read(self, offset, into).map_err(|_| OutOfPage)
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        GrantedPage::read(self, offset, into).map_err(|_| OutOfBounds)
     }
 
     #[inline]
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
-        GrantedPage::write(self, offset, from).map_err(|_| OutOfPage)
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
+        GrantedPage::write(self, offset, from).map_err(|_| OutOfBounds)
     }
 
     #[inline]
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
-        self.zero_from(offset).map_err(|_| OutOfPage)
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds> {
+        self.zero_from(offset).map_err(|_| OutOfBounds)
     }
 }

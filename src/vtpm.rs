@@ -55,6 +55,7 @@ use kernel::{
         aref::ARef,
         atomic::{
             Atomic,
+            AtomicFlag,
             Relaxed, //
         },
         Arc,
@@ -116,7 +117,7 @@ pub(crate) struct Vtpm {
     #[pin]
     pub(crate) connection: Connection,
     /// There is a registration. For those who do not wait for it.
-    pub(crate) registered: Atomic<bool>,
+    pub(crate) registered: AtomicFlag,
     /// When the last attempt to register the TPM began.
     register_start: Atomic<Jiffies>,
     /// An attempt to register the TPM has ended.
@@ -184,7 +185,7 @@ impl Vtpm {
                     event_log: None,
                 }),
                 connection <- Connection::new(),
-                registered: Atomic::new(false),
+                registered: AtomicFlag::new(false),
                 register_start: Atomic::new(0),
                 attempted <- Completion::new(),
                 throttle: Throttle::new(),

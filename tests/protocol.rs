@@ -12,7 +12,7 @@ use xen_tpm_protocol::command::{
 use xen_tpm_protocol::frontend::{Completed, Idle, Submitted};
 use xen_tpm_protocol::layout::{MAX_PACKET, PAGE_SIZE, STATE};
 use xen_tpm_protocol::packet::{BadResponse, Request, HEADER_SIZE};
-use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
+use xen_tpm_protocol::{HeaderField, OutOfBounds, Page, State};
 
 /// A page in private memory that counts how often each field is read, and that a hostile peer can
 /// change after every access.
@@ -51,11 +51,11 @@ impl TestPage {
         self.bytes.borrow()[8..].iter().all(|byte| *byte == 0)
     }
 
-    fn at(field: Byte) -> usize {
+    fn at(field: HeaderField) -> usize {
         match field {
-            Byte::Locality => 5,
-            Byte::Pad => 6,
-            Byte::NrExtraPages => 7,
+            HeaderField::Locality => 5,
+            HeaderField::Pad => 6,
+            HeaderField::NrExtraPages => 7,
         }
     }
 }
@@ -73,13 +73,13 @@ impl Page for TestPage {
         self.meddle();
     }
 
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         let value = self.bytes.borrow()[Self::at(field)];
         self.meddle();
         value
     }
 
-    fn set_byte(&self, field: Byte, value: u8) {
+    fn set_byte(&self, field: HeaderField, value: u8) {
         self.bytes.borrow_mut()[Self::at(field)] = value;
         self.meddle();
     }
@@ -96,31 +96,31 @@ impl Page for TestPage {
         self.meddle();
     }
 
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         self.payload_reads.set(self.payload_reads.get() + 1);
-        let end = offset.checked_add(into.len()).ok_or(OutOfPage)?;
-        into.copy_from_slice(self.bytes.borrow().get(offset..end).ok_or(OutOfPage)?);
+        let end = offset.checked_add(into.len()).ok_or(OutOfBounds)?;
+        into.copy_from_slice(self.bytes.borrow().get(offset..end).ok_or(OutOfBounds)?);
         self.meddle();
         Ok(())
     }
 
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
-        let end = offset.checked_add(from.len()).ok_or(OutOfPage)?;
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
+        let end = offset.checked_add(from.len()).ok_or(OutOfBounds)?;
         let mut bytes = self.bytes.borrow_mut();
         bytes
             .get_mut(offset..end)
-            .ok_or(OutOfPage)?
+            .ok_or(OutOfBounds)?
             .copy_from_slice(from);
         drop(bytes);
         self.meddle();
         Ok(())
     }
 
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds> {
         self.bytes
             .borrow_mut()
             .get_mut(offset..)
-            .ok_or(OutOfPage)?
+            .ok_or(OutOfBounds)?
             .fill(0);
         Ok(())
     }
@@ -276,8 +276,8 @@ proptest! {
         let claimed = if same { length } else { claimed };
         page.write(start + 2, &claimed.to_be_bytes()).unwrap();
         page.set_length(length);
-        page.set_byte(Byte::Locality, locality);
-        page.set_byte(Byte::NrExtraPages, extra_pages);
+        page.set_byte(HeaderField::Locality, locality);
+        page.set_byte(HeaderField::NrExtraPages, extra_pages);
         page.set_state(State::Submit as u8);
 
         let Wish::Submitted(request_there) = Vacant::mapped().look(&page) else {

@@ -5,7 +5,7 @@
 
 use xen_tpm_protocol::backend::{Refused, Taken, Vacant, Wish, Working};
 use xen_tpm_protocol::layout::MAX_PACKET;
-use xen_tpm_protocol::{OutOfPage, Page};
+use xen_tpm_protocol::{OutOfBounds, Page};
 use zeroize::Zeroize;
 
 /// What a look at the page came to.
@@ -137,7 +137,7 @@ impl Exchange {
                 self.slot = Slot::Vacant(vacant);
                 match written {
                     Ok(()) => Delivery::Delivered,
-                    Err(OutOfPage) => Delivery::TooLong,
+                    Err(OutOfBounds) => Delivery::TooLong,
                 }
             }
             slot => {
@@ -187,7 +187,7 @@ mod tests {
         PAGE_SIZE,
         STATE, //
     };
-    use xen_tpm_protocol::{Byte, State};
+    use xen_tpm_protocol::{HeaderField, State};
 
     use super::*;
 
@@ -211,14 +211,14 @@ mod tests {
         fn set_state(&self, value: u8) {
             self.set(STATE, value);
         }
-        fn byte(&self, field: Byte) -> u8 {
+        fn byte(&self, field: HeaderField) -> u8 {
             match field {
-                Byte::Locality => self.get(LOCALITY),
-                Byte::Pad => self.get(PAD),
-                Byte::NrExtraPages => self.get(NR_EXTRA_PAGES),
+                HeaderField::Locality => self.get(LOCALITY),
+                HeaderField::Pad => self.get(PAD),
+                HeaderField::NrExtraPages => self.get(NR_EXTRA_PAGES),
             }
         }
-        fn set_byte(&self, _: Byte, _: u8) {
+        fn set_byte(&self, _: HeaderField, _: u8) {
             panic!("the backend writes no such byte");
         }
         fn length(&self) -> u32 {
@@ -227,19 +227,21 @@ mod tests {
         fn set_length(&self, value: u32) {
             self.0.borrow_mut()[LENGTH..LENGTH + 4].copy_from_slice(&value.to_le_bytes());
         }
-        fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+        fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
             let page = self.0.borrow();
-            let from = page.get(offset..offset + into.len()).ok_or(OutOfPage)?;
+            let from = page.get(offset..offset + into.len()).ok_or(OutOfBounds)?;
             into.copy_from_slice(from);
             Ok(())
         }
-        fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+        fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
             let mut page = self.0.borrow_mut();
-            let to = page.get_mut(offset..offset + from.len()).ok_or(OutOfPage)?;
+            let to = page
+                .get_mut(offset..offset + from.len())
+                .ok_or(OutOfBounds)?;
             to.copy_from_slice(from);
             Ok(())
         }
-        fn wipe(&self, _: usize) -> Result<(), OutOfPage> {
+        fn wipe(&self, _: usize) -> Result<(), OutOfBounds> {
             panic!("the backend leaves wiping to the guest");
         }
     }

@@ -19,8 +19,8 @@ use super::{
         HEADER_SIZE, //
     },
     page::{
-        Byte,
-        OutOfPage,
+        HeaderField,
+        OutOfBounds,
         Page, //
     },
 };
@@ -134,8 +134,8 @@ impl Submitted {
 /// The checks of [`Submitted::take`]: returns where the payload is, and the particulars.
 fn take_request<P: Page>(page: &P, into: &mut [u8]) -> Result<(usize, Taken), Refused> {
     let length = page.length();
-    let locality = page.byte(Byte::Locality);
-    let extra_pages = page.byte(Byte::NrExtraPages);
+    let locality = page.byte(HeaderField::Locality);
+    let extra_pages = page.byte(HeaderField::NrExtraPages);
 
     let payload = payload_offset(extra_pages);
     let room = PAGE_SIZE
@@ -148,7 +148,7 @@ fn take_request<P: Page>(page: &P, into: &mut [u8]) -> Result<(usize, Taken), Re
     let request = into.get_mut(..n).ok_or(Refused::Length(length))?;
 
     page.read(payload, request)
-        .map_err(|OutOfPage| Refused::Length(length))?;
+        .map_err(|OutOfBounds| Refused::Length(length))?;
     match claimed_length(request) {
         Some(packet) if packet == length => Ok((
             payload,
@@ -173,8 +173,8 @@ impl Working {
 
     /// Puts the answer into the page; the frontend has to be notified. An answer that does not
     /// fit behind the guest's own offset abandons the command instead, and says so.
-    pub fn finish<P: Page>(self, page: &P, answer: &[u8]) -> (Vacant, Result<(), OutOfPage>) {
-        let length = u32::try_from(answer.len()).map_err(|_| OutOfPage);
+    pub fn finish<P: Page>(self, page: &P, answer: &[u8]) -> (Vacant, Result<(), OutOfBounds>) {
+        let length = u32::try_from(answer.len()).map_err(|_| OutOfBounds);
         let written = length.and_then(|n| page.write(self.payload, answer).map(|()| n));
 
         match written {

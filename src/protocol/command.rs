@@ -18,7 +18,7 @@ use super::{
         Request, //
     },
     page::{
-        OutOfPage,
+        OutOfBounds,
         Page, //
     },
 };
@@ -306,7 +306,7 @@ impl CommandSlot {
         context.arm_irq();
         let submitted = match idle.submit(page, &request, locality) {
             Ok(submitted) => submitted,
-            Err((idle, OutOfPage)) => {
+            Err((idle, OutOfBounds)) => {
                 self.idle = Some(idle);
                 return Err(Failure::Request(BadRequest::TooLong));
             }

@@ -45,8 +45,8 @@ use super::{
         Request, //
     },
     page::{
-        Byte,
-        OutOfPage,
+        HeaderField,
+        OutOfBounds,
         Page, //
     },
 };
@@ -97,14 +97,14 @@ impl Idle {
         page: &P,
         request: &Request<'_>,
         locality: u8,
-    ) -> Result<Submitted, (Self, OutOfPage)> {
+    ) -> Result<Submitted, (Self, OutOfBounds)> {
         if let Err(e) = page.write(PAYLOAD, request.bytes()) {
             return Err((self, e));
         }
         page.set_length(request.wire_length());
-        page.set_byte(Byte::Locality, locality);
-        page.set_byte(Byte::Pad, 0);
-        page.set_byte(Byte::NrExtraPages, 0);
+        page.set_byte(HeaderField::Locality, locality);
+        page.set_byte(HeaderField::Pad, 0);
+        page.set_byte(HeaderField::NrExtraPages, 0);
         page.set_state(State::Submit as u8);
 
         Ok(Submitted(()))
@@ -193,7 +193,7 @@ fn copy_response<P: Page>(page: &P, into: &mut [u8]) -> Result<usize, BadRespons
     let response = into.get_mut(..n).ok_or(BadResponse::Length(length))?;
 
     page.read(PAYLOAD, response)
-        .map_err(|OutOfPage| BadResponse::Length(length))?;
+        .map_err(|OutOfBounds| BadResponse::Length(length))?;
     check_response(response)?;
 
     Ok(n)

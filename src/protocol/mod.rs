@@ -22,8 +22,8 @@ pub mod state;
 
 pub use layout::State;
 pub use page::{
-    Byte,
+    HeaderField,
     Memory,
-    OutOfPage,
+    OutOfBounds,
     Page, //
 };

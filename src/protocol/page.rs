@@ -12,9 +12,9 @@ use super::layout::{
     STATE, //
 };
 
-/// The one-byte fields of the header that carry no ordering.
+/// A one-byte field of the header that carries no ordering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Byte {
+pub enum HeaderField {
     /// The locality that the request is sent from.
     Locality,
     /// Zero.
@@ -25,7 +25,7 @@ pub enum Byte {
 
 /// An access reached beyond the page. Nothing was read or written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutOfPage;
+pub struct OutOfBounds;
 
 /// Access to the shared page: every call is one access, so that a value which was judged is never
 /// read a second time. Offsets are those of [`layout`](super::layout).
@@ -39,10 +39,10 @@ pub trait Page {
     fn set_state(&self, value: u8);
 
     /// Reads one of the header's plain bytes.
-    fn byte(&self, field: Byte) -> u8;
+    fn byte(&self, field: HeaderField) -> u8;
 
     /// Writes one of the header's plain bytes.
-    fn set_byte(&self, field: Byte, value: u8);
+    fn set_byte(&self, field: HeaderField, value: u8);
 
     /// Reads `length`.
     fn length(&self) -> u32;
@@ -51,13 +51,13 @@ pub trait Page {
     fn set_length(&self, value: u32);
 
     /// Copies bytes of the page, from `offset` on, into a private buffer.
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage>;
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds>;
 
     /// Copies a private buffer into the page, from `offset` on.
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage>;
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds>;
 
     /// Overwrites everything from `offset` to the end of the page with zeroes.
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage>;
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds>;
 }
 
 /// One page of memory that is shared with another domain. `AT` and `offset` count bytes from the
@@ -82,13 +82,13 @@ pub trait Memory {
     fn store_le32<const AT: usize>(&self, value: u32);
 
     /// Copies from the page.
-    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage>;
+    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds>;
 
     /// Copies to the page.
-    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage>;
+    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds>;
 
     /// Overwrites everything from `offset` to the end of the page with zeroes.
-    fn zero(&self, offset: usize) -> Result<(), OutOfPage>;
+    fn zero(&self, offset: usize) -> Result<(), OutOfBounds>;
 }
 
 impl<M: Memory> Page for M {
@@ -100,19 +100,19 @@ impl<M: Memory> Page for M {
         self.store_release::<STATE>(value);
     }
 
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         match field {
-            Byte::Locality => self.load::<LOCALITY>(),
-            Byte::Pad => self.load::<PAD>(),
-            Byte::NrExtraPages => self.load::<NR_EXTRA_PAGES>(),
+            HeaderField::Locality => self.load::<LOCALITY>(),
+            HeaderField::Pad => self.load::<PAD>(),
+            HeaderField::NrExtraPages => self.load::<NR_EXTRA_PAGES>(),
         }
     }
 
-    fn set_byte(&self, field: Byte, value: u8) {
+    fn set_byte(&self, field: HeaderField, value: u8) {
         match field {
-            Byte::Locality => self.store::<LOCALITY>(value),
-            Byte::Pad => self.store::<PAD>(value),
-            Byte::NrExtraPages => self.store::<NR_EXTRA_PAGES>(value),
+            HeaderField::Locality => self.store::<LOCALITY>(value),
+            HeaderField::Pad => self.store::<PAD>(value),
+            HeaderField::NrExtraPages => self.store::<NR_EXTRA_PAGES>(value),
         }
     }
 
@@ -124,15 +124,15 @@ impl<M: Memory> Page for M {
         self.store_le32::<LENGTH>(value);
     }
 
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         self.copy_from(offset, into)
     }
 
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         self.copy_to(offset, from)
     }
 
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds> {
         self.zero(offset)
     }
 }

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestError, TestRunner};
 use xen_tpm_protocol::layout::{LOCALITY, MAX_PACKET, NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE};
 use xen_tpm_protocol::packet::HEADER_SIZE;
-use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
+use xen_tpm_protocol::{HeaderField, OutOfBounds, Page, State};
 
 use super::inbox::Inbox;
 use super::Request;
@@ -81,17 +81,17 @@ impl Page for Wild {
         self.shown.borrow_mut().push(value);
         self.access(None);
     }
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         let (at, name) = match field {
-            Byte::Locality => (LOCALITY, "locality"),
-            Byte::Pad => (PAD, "pad"),
-            Byte::NrExtraPages => (NR_EXTRA_PAGES, "nr_extra_pages"),
+            HeaderField::Locality => (LOCALITY, "locality"),
+            HeaderField::Pad => (PAD, "pad"),
+            HeaderField::NrExtraPages => (NR_EXTRA_PAGES, "nr_extra_pages"),
         };
         let value = self.bytes.borrow()[at];
         self.access(Some(name));
         value
     }
-    fn set_byte(&self, _: Byte, _: u8) {
+    fn set_byte(&self, _: HeaderField, _: u8) {
         panic!("the backend writes no such byte");
     }
     fn length(&self) -> u32 {
@@ -103,21 +103,21 @@ impl Page for Wild {
         self.put(0, &value.to_le_bytes());
         self.access(None);
     }
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
-        let end = offset.checked_add(into.len()).ok_or(OutOfPage)?;
-        into.copy_from_slice(self.bytes.borrow().get(offset..end).ok_or(OutOfPage)?);
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
+        let end = offset.checked_add(into.len()).ok_or(OutOfBounds)?;
+        into.copy_from_slice(self.bytes.borrow().get(offset..end).ok_or(OutOfBounds)?);
         self.access(Some("payload"));
         Ok(())
     }
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         match offset.checked_add(from.len()) {
             Some(end) if end <= PAGE_SIZE => self.put(offset, from),
-            _ => return Err(OutOfPage),
+            _ => return Err(OutOfBounds),
         }
         self.access(None);
         Ok(())
     }
-    fn wipe(&self, _: usize) -> Result<(), OutOfPage> {
+    fn wipe(&self, _: usize) -> Result<(), OutOfBounds> {
         panic!("the backend leaves wiping to the guest");
     }
 }

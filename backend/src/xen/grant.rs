@@ -7,7 +7,7 @@ use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 
 use xen_tpm_protocol::layout::PAGE_SIZE;
-use xen_tpm_protocol::{Memory, OutOfPage};
+use xen_tpm_protocol::{Memory, OutOfBounds};
 
 use super::{sys, Error};
 
@@ -87,10 +87,10 @@ impl GrantedPage {
         &self,
         offset: usize,
         len: usize,
-    ) -> Result<impl Iterator<Item = &AtomicU8>, OutOfPage> {
+    ) -> Result<impl Iterator<Item = &AtomicU8>, OutOfBounds> {
         match offset.checked_add(len) {
             Some(end) if end <= PAGE_SIZE => Ok((offset..end).map(|at| self.at(at))),
-            _ => Err(OutOfPage),
+            _ => Err(OutOfBounds),
         }
     }
 }
@@ -120,7 +120,7 @@ impl Memory for GrantedPage {
         self.number::<AT>().store(value.to_le(), Ordering::Relaxed);
     }
 
-    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         let range = self.range(offset, into.len())?;
         for (to, from) in into.iter_mut().zip(range) {
             *to = from.load(Ordering::Relaxed);
@@ -128,15 +128,15 @@ impl Memory for GrantedPage {
         Ok(())
     }
 
-    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         for (from, to) in from.iter().zip(self.range(offset, from.len())?) {
             to.store(*from, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn zero(&self, offset: usize) -> Result<(), OutOfPage> {
-        let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfPage)?;
+    fn zero(&self, offset: usize) -> Result<(), OutOfBounds> {
+        let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfBounds)?;
         for byte in self.range(offset, len)? {
             byte.store(0, Ordering::Relaxed);
         }

@@ -12,7 +12,7 @@ use xen_tpm_protocol::layout::{
     NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE,
 };
 use xen_tpm_protocol::packet::Request;
-use xen_tpm_protocol::{Byte, OutOfPage, Page};
+use xen_tpm_protocol::{HeaderField, OutOfBounds, Page};
 
 use crate::host::{wait_for, Host, LIMIT};
 use crate::hypervisor::{Hypervisor, Port};
@@ -34,11 +34,11 @@ impl FilePage {
     }
 }
 
-fn at(field: Byte) -> usize {
+fn at(field: HeaderField) -> usize {
     match field {
-        Byte::Locality => LOCALITY,
-        Byte::Pad => PAD,
-        Byte::NrExtraPages => NR_EXTRA_PAGES,
+        HeaderField::Locality => LOCALITY,
+        HeaderField::Pad => PAD,
+        HeaderField::NrExtraPages => NR_EXTRA_PAGES,
     }
 }
 
@@ -51,11 +51,11 @@ impl Page for FilePage {
         self.put(STATE, &[value]);
     }
 
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         u8::from_le_bytes(self.get(at(field)))
     }
 
-    fn set_byte(&self, field: Byte, value: u8) {
+    fn set_byte(&self, field: HeaderField, value: u8) {
         self.put(at(field), &[value]);
     }
 
@@ -67,22 +67,22 @@ impl Page for FilePage {
         self.put(LENGTH, &value.to_le_bytes());
     }
 
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         self.0
             .read_exact_at(into, offset as u64)
-            .map_err(|_| OutOfPage)
+            .map_err(|_| OutOfBounds)
     }
 
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         match offset + from.len() <= PAGE_SIZE {
             true => self.put(offset, from),
-            false => return Err(OutOfPage),
+            false => return Err(OutOfBounds),
         }
         Ok(())
     }
 
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
-        let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfPage)?;
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds> {
+        let len = PAGE_SIZE.checked_sub(offset).ok_or(OutOfBounds)?;
         self.put(offset, &vec![0; len]);
         Ok(())
     }

@@ -12,7 +12,7 @@ use xen_tpm_protocol::layout::{
     HEADER_SIZE as PAYLOAD, LENGTH, LOCALITY, MAX_PACKET, NR_EXTRA_PAGES, PAD, PAGE_SIZE, STATE,
 };
 use xen_tpm_protocol::packet::{Request, HEADER_SIZE};
-use xen_tpm_protocol::{Memory, OutOfPage};
+use xen_tpm_protocol::{Memory, OutOfBounds};
 
 /// How many bytes of the page come from the input; the rest is zero.
 const GIVEN: usize = 24;
@@ -96,7 +96,7 @@ impl Memory for Changing<'_> {
         self.change();
     }
 
-    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn copy_from(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         // Byte by byte, with the other end's turn between the first few.
         for (i, byte) in into.iter_mut().enumerate() {
             let at = offset.checked_add(i).filter(|at| *at < PAGE_SIZE);
@@ -108,17 +108,17 @@ impl Memory for Changing<'_> {
         Ok(())
     }
 
-    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn copy_to(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         let end = offset
             .checked_add(from.len())
             .filter(|end| *end <= PAGE_SIZE);
-        let end = end.ok_or(OutOfPage)?;
+        let end = end.ok_or(OutOfBounds)?;
         self.bytes.borrow_mut()[offset..end].copy_from_slice(from);
         self.change();
         Ok(())
     }
 
-    fn zero(&self, offset: usize) -> Result<(), OutOfPage> {
+    fn zero(&self, offset: usize) -> Result<(), OutOfBounds> {
         self.bytes.borrow_mut()[offset..].fill(0);
         Ok(())
     }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use xen_tpm_protocol::Byte;
+use xen_tpm_protocol::HeaderField;
 
 use crate::edits::Edit;
 
@@ -24,7 +24,7 @@ pub(crate) enum Step {
     /// Writes the page's length.
     Length(u32),
     /// Writes a plain byte of the page's header.
-    Poke(Byte, u8),
+    Poke(HeaderField, u8),
     /// Writes the page's state. 0 and 2 end the command.
     State(u8),
     /// Writes these states one after the other, each with an event.

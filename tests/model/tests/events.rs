@@ -11,7 +11,7 @@ use xen_tpm_protocol::command::{
     CommandSlot, Failure, Flags, Jiffies, Transport, Wait, WaitContext,
 };
 use xen_tpm_protocol::packet::HEADER_SIZE;
-use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
+use xen_tpm_protocol::{HeaderField, OutOfBounds, Page, State};
 
 /// What happens while the frontend waits.
 type Script = fn(&Wire);
@@ -67,11 +67,11 @@ impl Page for Wire {
         self.state.set(value);
     }
 
-    fn byte(&self, _field: Byte) -> u8 {
+    fn byte(&self, _field: HeaderField) -> u8 {
         0
     }
 
-    fn set_byte(&self, _field: Byte, _value: u8) {}
+    fn set_byte(&self, _field: HeaderField, _value: u8) {}
 
     fn length(&self) -> u32 {
         HEADER_SIZE as u32
@@ -79,17 +79,17 @@ impl Page for Wire {
 
     fn set_length(&self, _value: u32) {}
 
-    fn read(&self, _offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn read(&self, _offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         into.fill(0);
         into[5] = HEADER_SIZE as u8;
         Ok(())
     }
 
-    fn write(&self, _offset: usize, _from: &[u8]) -> Result<(), OutOfPage> {
+    fn write(&self, _offset: usize, _from: &[u8]) -> Result<(), OutOfBounds> {
         Ok(())
     }
 
-    fn wipe(&self, _offset: usize) -> Result<(), OutOfPage> {
+    fn wipe(&self, _offset: usize) -> Result<(), OutOfBounds> {
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use xen_tpm_protocol::command::{
 };
 use xen_tpm_protocol::layout::{LENGTH, LOCALITY, PAD, STATE};
 use xen_tpm_protocol::packet::HEADER_SIZE;
-use xen_tpm_protocol::{Memory, OutOfPage, Page};
+use xen_tpm_protocol::{Memory, OutOfBounds, Page};
 
 /// All packets here: a header, and a byte that says whose it is.
 const PACKET: usize = HEADER_SIZE + 1;
@@ -197,17 +197,17 @@ impl Memory for Wire {
         self.length.store(value, Ordering::Relaxed);
     }
 
-    fn copy_from(&self, _offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn copy_from(&self, _offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         into.copy_from_slice(&packet(self.byte.load(Ordering::Relaxed))[..into.len()]);
         Ok(())
     }
 
-    fn copy_to(&self, _offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn copy_to(&self, _offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         self.byte.store(from[HEADER_SIZE], Ordering::Relaxed);
         Ok(())
     }
 
-    fn zero(&self, _offset: usize) -> Result<(), OutOfPage> {
+    fn zero(&self, _offset: usize) -> Result<(), OutOfBounds> {
         self.byte.store(0, Ordering::Relaxed);
         Ok(())
     }

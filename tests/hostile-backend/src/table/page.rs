@@ -2,7 +2,7 @@
 
 //! What can be wrong with an answer, and with the page while a command runs.
 
-use xen_tpm_protocol::Byte;
+use xen_tpm_protocol::HeaderField;
 
 use super::{edited, with};
 use crate::behaviour::{Behaviour, Step, HONEST};
@@ -72,9 +72,9 @@ pub(super) const PAGE: &[Behaviour] = &[
         expect: "self:ok",
         wrong: "locality, pad and nr_extra_pages are set to 255 all the time",
         always: &[
-            Poke(Byte::Locality, 255),
-            Poke(Byte::Pad, 255),
-            Poke(Byte::NrExtraPages, 255),
+            Poke(HeaderField::Locality, 255),
+            Poke(HeaderField::Pad, 255),
+            Poke(HeaderField::NrExtraPages, 255),
         ],
         ..HONEST
     },
@@ -82,7 +82,13 @@ pub(super) const PAGE: &[Behaviour] = &[
         name: "extra-pages",
         expect: "self:ok",
         wrong: "nr_extra_pages says 200 when the answer is there",
-        submit: &[Run, Put, Poke(Byte::NrExtraPages, 200), State(2), Notify(1)],
+        submit: &[
+            Run,
+            Put,
+            Poke(HeaderField::NrExtraPages, 200),
+            State(2),
+            Notify(1),
+        ],
         ..HONEST
     },
     Behaviour {

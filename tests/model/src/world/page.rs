@@ -4,7 +4,7 @@
 //! against the rules.
 
 use xen_tpm_protocol::layout::{payload_offset, MAX_PACKET};
-use xen_tpm_protocol::{Byte, OutOfPage, Page, State};
+use xen_tpm_protocol::{HeaderField, OutOfBounds, Page, State};
 
 use super::{Owner, World};
 
@@ -66,13 +66,13 @@ impl Page for World<'_> {
         }
     }
 
-    fn byte(&self, field: Byte) -> u8 {
+    fn byte(&self, field: HeaderField) -> u8 {
         panic!("{field:?} is the frontend's own: it does not ask the page");
     }
 
-    fn set_byte(&self, field: Byte, value: u8) {
+    fn set_byte(&self, field: HeaderField, value: u8) {
         let mut command = self.own();
-        let right = if field == Byte::Locality {
+        let right = if field == HeaderField::Locality {
             command.locality
         } else {
             0
@@ -103,7 +103,7 @@ impl Page for World<'_> {
         command.length_written = true;
     }
 
-    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfPage> {
+    fn read(&self, offset: usize, into: &mut [u8]) -> Result<(), OutOfBounds> {
         let mut command = self.access();
         let length = into.len();
 
@@ -133,7 +133,7 @@ impl Page for World<'_> {
         Ok(())
     }
 
-    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfPage> {
+    fn write(&self, offset: usize, from: &[u8]) -> Result<(), OutOfBounds> {
         let mut command = self.own();
 
         assert_eq!(offset, payload_offset(0));
@@ -143,7 +143,7 @@ impl Page for World<'_> {
         Ok(())
     }
 
-    fn wipe(&self, offset: usize) -> Result<(), OutOfPage> {
+    fn wipe(&self, offset: usize) -> Result<(), OutOfBounds> {
         let _command = self.access();
 
         assert_eq!(offset, payload_offset(0));
