@@ -10,6 +10,7 @@ import signal
 import struct
 import sys
 import time
+import traceback
 
 from tpm import SLOWNESS, version
 
@@ -349,9 +350,10 @@ def serve():
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
             try:
                 globals()[words[0]](*words[1:])
-                sys.stdout.flush()
-            finally:
-                os._exit(0)
+            except Exception:  # pylint: disable=broad-except
+                traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            os._exit(0)
         os.wait()
         with open(DONE, "w", encoding="ascii") as file:
             file.write("done\n")
