@@ -23,6 +23,7 @@ use crate::key;
 use crate::logger::Plain;
 use crate::measure;
 use crate::notes::{Notes, Use};
+use crate::record::Record;
 use crate::session::{self, Place, Session, Start};
 use crate::state::{self, sync_folder, version_of_state, State};
 use crate::status::Report;
@@ -55,6 +56,9 @@ pub enum Error {
     /// The programs that looked at it or changed it failed.
     #[error(transparent)]
     Session(#[from] session::Error),
+    /// The worker of a vTPM in use did not do it.
+    #[error(transparent)]
+    Worker(#[from] worker::ask::Error),
     /// There is none.
     #[error("vTPM {0} has no state here: see `xen-vtpmd list`")]
     NoState(Uuid),
@@ -311,13 +315,20 @@ fn certificate_pem(der: &[u8]) -> io::Result<String> {
     ))
 }
 
-/// Has a TPM forget the failed authorisations that locked it: for a vTPM that is not in use.
+/// Has a TPM forget the failed authorisations that locked it. Of a vTPM in use its worker does it.
 pub fn clear_lockout(config: &Config, uuid: &Uuid) -> Result<(), Error> {
     let state = existing(config, uuid)?;
     if state.version != Version::Tpm2 {
         return Err(Error::Tpm12(uuid.clone()));
     }
-    let _lock = state.lock()?;
+    let _lock = match state.lock() {
+        Err(locked @ state::Error::Locked { .. }) => {
+            let having = Record::with_state(&config.run_dir, uuid).unwrap_or_default();
+            let (_, run) = having.first().ok_or(locked)?;
+            return Ok(worker::ask::clear_lockout(run)?);
+        }
+        lock => lock?,
+    };
     if state.is_saved()? {
         return Err(Error::Saved(uuid.clone()));
     }

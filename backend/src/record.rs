@@ -195,6 +195,22 @@ impl Record {
         }
     }
 
+    /// The run directories of the vTPMs of this host that have this state, by their records. One that cannot be
+    /// read is none.
+    pub fn with_state(run_dir: &Path, uuid: &Uuid) -> io::Result<Vec<(Id, RunDir)>> {
+        let mut found = Vec::new();
+        for folder in fs::read_dir(run_dir.join("vtpm"))?.flatten() {
+            let name = folder.file_name();
+            let names = name.to_str().and_then(|name| name.split_once('-'));
+            let id = names.and_then(|(domid, devid)| Id::from_names(domid, devid));
+            let run = RunDir::at(folder.path());
+            let record = Self::read(&run).ok().flatten();
+            let has = record.is_some_and(|record| record.uuid == uuid.to_string());
+            found.extend(id.filter(|_| has).map(|id| (id, run)));
+        }
+        Ok(found)
+    }
+
     /// The process, if it still runs.
     pub fn process(&self) -> io::Result<Option<OwnedFd>> {
         let pid = Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidData)?;

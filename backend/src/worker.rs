@@ -6,6 +6,7 @@
 //! Whatever blocks here holds up one guest. Should the worker end for any reason, swtpm goes on, and the next
 //! worker connects to it.
 
+pub mod ask;
 mod connection;
 mod control;
 mod create;

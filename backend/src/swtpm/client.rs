@@ -200,6 +200,15 @@ impl Client {
         }
     }
 
+    /// Has the TPM forget the failed authorizations that locked it.
+    pub fn clear_lockout(&mut self) -> Result<(), Error> {
+        const NAME: &str = "TPM2_DictionaryAttackLockReset";
+        match self.version.clear_lockout() {
+            Some(packet) => self.own(NAME, &packet).map(drop),
+            None => Err(Error::Lacks(NAME)),
+        }
+    }
+
     /// Asks the process to end.
     pub fn shut_down(&mut self) -> Result<(), Error> {
         self.done(Request::Shutdown, None)

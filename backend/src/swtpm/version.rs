@@ -62,6 +62,17 @@ impl Version {
         }
     }
 
+    /// TPM2_DictionaryAttackLockReset with an empty lockout authorization. A TPM 1.2 has none such.
+    pub(super) fn clear_lockout(self) -> Option<[u8; 27]> {
+        match self {
+            Self::Tpm12 => None,
+            Self::Tpm2 => Some([
+                0x80, 2, 0, 0, 0, 27, 0, 0, 1, 0x39, 0x40, 0, 0, 0x0a, // TPM_RH_LOCKOUT
+                0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, // TPM_RS_PW, empty
+            ]),
+        }
+    }
+
     /// What takes the platform's rights from whoever comes next, as firmware does before it starts an operating
     /// system. TPM 2.0: TPM2_HierarchyChangeAuth of the platform hierarchy to `secret`. TPM 1.2:
     /// TSC_PhysicalPresence, enabled as a command, then set to "not present" and locked.

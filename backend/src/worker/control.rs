@@ -28,6 +28,8 @@ pub(super) enum Request {
     Stop,
     /// Make the state durable, for a copy of it.
     Backup,
+    /// Have the TPM forget the failed authorizations that locked it.
+    ClearLockout,
 }
 
 /// Where something is readable.

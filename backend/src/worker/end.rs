@@ -20,7 +20,7 @@ const FAIL_TIMEOUT: Duration = Duration::from_secs(2);
 const LEFT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long a running command has when the worker hands over to the next one.
-const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const HANDOVER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long Closed is shown in a driver domain before the vTPM's nodes go: libxl, which waits for this very
 /// state, takes nodes that are gone when it looks for a failure.

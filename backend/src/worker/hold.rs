@@ -4,14 +4,12 @@
 //! of it in the end, here or on a host that shares the storage, and this one waits for that behind InitWait. That
 //! of a guest that runs does not, and this one is refused.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use super::tpm::Held;
 use super::{Failure, Power, Worker};
 use crate::config::Uuid;
-use crate::manager::workers_dir;
-use crate::record::{Record, RunDir};
+use crate::record::Record;
 use crate::state;
 use crate::swtpm::Version;
 use crate::xen::{Domain, Domains};
@@ -65,18 +63,9 @@ impl Worker {
     /// The vTPM of this host that has the state, if it is to keep it: its guest runs, and the toolstack does not
     /// take it away.
     fn holder(&self, uuid: &Uuid) -> Result<Option<Id>, Failure> {
-        let folders = fs::read_dir(workers_dir(&self.config.run_dir));
-        let folders = folders.map_err(|e| Failure::Io("run directory", e))?;
-        for folder in folders.flatten() {
-            let name = folder.file_name();
-            let names = name.to_str().and_then(|name| name.split_once('-'));
-            let id = names.and_then(|(domid, devid)| Id::from_names(domid, devid));
-            let Some(id) = id.filter(|id| *id != self.id) else {
-                continue;
-            };
-            // One that cannot be read is no evidence.
-            let record = Record::read(&RunDir::at(folder.path())).ok().flatten();
-            if record.is_some_and(|record| record.uuid == uuid.to_string()) && self.keeps(id)? {
+        let having = Record::with_state(&self.config.run_dir, uuid);
+        for (id, _) in having.map_err(|e| Failure::Io("run directory", e))? {
+            if id != self.id && self.keeps(id)? {
                 return Ok(Some(id));
             }
         }

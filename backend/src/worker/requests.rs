@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
+use super::connection;
 use super::control::{self, Request};
+use super::end::HANDOVER_TIMEOUT;
 use super::{Outcome, Power, Worker};
 use crate::config::Uuid;
 use crate::counters::used_by;
@@ -29,15 +31,47 @@ impl Worker {
                     Some(tpm) => tpm.sync().map_err(|e| e.to_string()),
                     None => Ok(()),
                 };
-                match synced {
-                    Ok(()) => self.control.respond(client, &serde_json::json!({})),
-                    Err(e) => self
-                        .control
-                        .respond(client, &serde_json::json!({ "error": e })),
-                }
+                self.respond(client, synced);
+            }
+            Request::ClearLockout => {
+                let (cleared, outcome) = self.clear_lockout();
+                self.respond(client, cleared);
+                return outcome;
             }
         }
         None
+    }
+
+    fn respond(&mut self, client: control::Source, done: Result<(), String>) {
+        match done {
+            Ok(()) => self.control.respond(client, &serde_json::json!({})),
+            Err(e) => self
+                .control
+                .respond(client, &serde_json::json!({ "error": e })),
+        }
+    }
+
+    /// A command of the administrator's between the guest's: the I/O process, which has the data channel, ends
+    /// after the guest's command, and another one follows.
+    fn clear_lockout(&mut self) -> (Result<(), String>, Option<Outcome>) {
+        if self.leaving.is_some() {
+            let busy = "the TPM is busy with a command of a former connection: try again later";
+            return (Err(busy.into()), None);
+        }
+        let mut outcome = None;
+        if let Some(connection) = self.connection.take() {
+            connection.finish(&self.shared, HANDOVER_TIMEOUT);
+            (self.resumes, self.tried) = (true, None);
+            if connection::is_under_way(&self.shared) {
+                outcome = self.new_data_channel();
+            }
+        }
+        let Some(tpm) = self.tpm() else {
+            return (Err("there is no TPM at the moment".into()), outcome);
+        };
+        let cleared = tpm.client().clear_lockout().map_err(|e| e.to_string());
+        let stored = tpm.sync().map_err(|e| e.to_string());
+        (cleared.and(stored), outcome)
     }
 
     /// What `xen-vtpmd status` shows of it.

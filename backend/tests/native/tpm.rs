@@ -76,6 +76,15 @@ pub(crate) fn nv_define(index: u32, size: u16) -> Vec<u8> {
     define(index, 0x0004_0004, size)
 }
 
+/// TPM2_NV_DefineSpace of an index with a password, whose wrong guesses are counted.
+pub(crate) fn nv_define_secret(index: u32) -> Vec<u8> {
+    let mut define = define(index, 0x0004_0004, 8);
+    // The password is the first parameter.
+    let at = 14 + PASSWORD.len();
+    define.splice(at..at + 2, [0, 1, b'x']);
+    with_length(define)
+}
+
 fn define(index: u32, attributes: u32, size: u16) -> Vec<u8> {
     let mut public = index.to_be_bytes().to_vec();
     public.extend_from_slice(&[0, 0x0b]);

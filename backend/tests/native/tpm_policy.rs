@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use crate::guest::Outcome;
+use crate::guest::{Guest, Outcome};
 use crate::host::Host;
 use crate::hypervisor::Reason;
 use crate::toolstack::uuid;
-use crate::tpm::{code, command, extend, GET_RANDOM, PLATFORM};
+use crate::tpm::{code, command, extend, nv_define_secret, nv_write, GET_RANDOM, PLATFORM};
 
 /// TPM_PT_STARTUP_CLEAR, whose bit 31 is "orderly": whether there was a TPM2_Shutdown before.
 const STARTUP_CLEAR: u32 = 0x201;
@@ -50,6 +50,25 @@ fn every_end_is_orderly() {
     let mut guest = host.boot(next_domid, &uuid(7));
     assert_eq!(guest.property(STARTUP_CLEAR) >> 31, 1, "after stop");
     assert!(guest.clock().0 >= clock, "after stop");
+}
+
+/// A TPM that is locked is unlocked while its guest runs, and the guest keeps all of it.
+#[test]
+fn a_lockout_is_cleared_in_use() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&extend(16));
+    let extended = guest.pcr(16);
+    guest.done(&nv_define_secret(0x0150_0003));
+    let guess = nv_write(0x0150_0003, &[1; 8]);
+    let locked = |guest: &mut Guest| code(&guest.run(&guess)) == 0x921;
+    assert!((0..40).any(|_| locked(&mut guest)), "it does not lock");
+    assert!(locked(&mut guest));
+    host.cli_ok(&["clear-lockout", &uuid(7)]);
+    // TPM_RC_AUTH_FAIL, of session 1: it is a guess again.
+    assert_eq!(code(&guest.run(&guess)), 0x98e);
+    assert_eq!(guest.pcr(16), extended);
+    assert_eq!(guest.property(0x20e), 1, "TPM_PT_LOCKOUT_COUNTER");
 }
 
 /// Case C5: the platform hierarchy had no authorization.
