@@ -59,15 +59,11 @@ fn boot(host: &Host, n: u16) -> Vec<Guest> {
         .collect()
 }
 
-#[test]
-fn a_command_costs_six_system_calls() {
-    let Some(host) = Host::new() else { return };
-    let mut guest = host.boot(7, &uuid(7));
-    for _ in 0..20 {
-        guest.done(&GET_RANDOM);
-    }
-    let mut all = host.processes("serve", Some(7));
-    all.extend(host.processes("io", Some(7)));
+/// System calls of a vTPM's worker and I/O process during so many commands.
+fn count_calls(host: &Host, guest: &mut Guest, commands: u64) -> BTreeMap<String, u64> {
+    let domid = Some(guest.domid);
+    let mut all = host.processes("serve", domid);
+    all.extend(host.processes("io", domid));
     if all.is_empty() {
         all.push(host.manager());
     }
@@ -85,21 +81,30 @@ fn a_command_costs_six_system_calls() {
         !status.contains("TracerPid:\t0\n")
     };
     assert!(wait_for(LIMIT, || all.iter().all(is_traced)));
-    let commands = 160;
     for _ in 0..commands {
         guest.done(&GET_RANDOM);
     }
     signal(child.id(), Signal::Int);
     child.wait().unwrap();
     let text = fs::read_to_string(&trace).unwrap();
-    let counts: BTreeMap<&str, u64> = text
-        .lines()
+    text.lines()
         .filter_map(|line| {
             let mut words = line.split_ascii_whitespace();
             let calls = words.next()?.parse().ok()?;
-            Some((words.next()?, calls)).filter(|(name, _)| *name != "total")
+            Some((words.next()?.to_owned(), calls)).filter(|(name, _)| name != "total")
         })
-        .collect();
+        .collect()
+}
+
+#[test]
+fn a_command_costs_six_system_calls() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    for _ in 0..20 {
+        guest.done(&GET_RANDOM);
+    }
+    let commands = 160;
+    let counts = count_calls(&host, &mut guest, commands);
     let total: u64 = counts.values().sum();
     println!("{commands} commands: {total} calls, {counts:?}");
     // Some for what is not a command: timers, and the attaching.
@@ -175,6 +180,67 @@ fn an_event_costs_what_it_costs_with_one() {
     assert!(events_of_16 * 100 <= events * 105, "{costs:?}");
     // Less than three calls for each of the others.
     assert!(life_of_16 < life + 45, "{costs:?}");
+}
+
+/// The processor time that the kernel has counted for these processes, in microseconds.
+fn processor_time(pids: &[u32]) -> u64 {
+    let of = |pid: &u32| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+        text.split(' ').next().unwrap().parse::<u64>().unwrap() / 1_000
+    };
+    pids.iter().map(of).sum()
+}
+
+/// A line of the table of costs in Documentation/xen-vtpmd.rst, with one of `n` guests at work.
+fn print_costs(host: &Host, n: u16) {
+    const COMMANDS: u64 = 5_000;
+    let mut guests = boot(host, n);
+    host.settle();
+    let guest = &mut guests[0];
+    guest.done(&GET_RANDOM);
+    let (worker, io, swtpm) = (host.worker(100), host.io(100), host.swtpm(100));
+    let of_daemon = [host.manager(), worker, io];
+    let before = (processor_time(&of_daemon), processor_time(&[swtpm]));
+    let mut times: Vec<Duration> = (0..COMMANDS)
+        .map(|_| {
+            let start = Instant::now();
+            guest.done(&GET_RANDOM);
+            start.elapsed()
+        })
+        .collect();
+    let used = processor_time(&of_daemon) - before.0;
+    let used_by_swtpm = processor_time(&[swtpm]) - before.1;
+    times.sort();
+    let each = |time: u64| time as f64 / COMMANDS as f64;
+    let calls: u64 = count_calls(host, guest, 500).values().sum();
+    let (life, events) = cost_of_a_life(host);
+    println!(
+        "{n} vTPMs: {:.2} calls, {:.1} us of the daemon, {:.1} us of swtpm, median {:?}; worker {} KiB, \
+         I/O process {} KiB, swtpm {} KiB, manager {} KiB; {life} calls into libraries for a life, {:.2} \
+         for an event",
+        calls as f64 / 500.0,
+        each(used),
+        each(used_by_swtpm),
+        times[times.len() / 2],
+        private_memory(worker),
+        private_memory(io),
+        private_memory(swtpm),
+        private_memory(host.manager()),
+        events as f64 / 40.0,
+    );
+}
+
+/// With `XEN_VTPMD=` a release build: what cargo test builds is slower, and larger.
+#[test]
+#[ignore = "takes minutes: make test-deep"]
+fn the_table_of_costs() {
+    for n in [1, 8] {
+        let Some(host) = Host::new() else { return };
+        print_costs(&host, n);
+    }
+    // With a stand-in for swtpm.
+    let Some(host) = trivial() else { return };
+    print_costs(&host, 1_000);
 }
 
 /// The manager's start, and its cost for each event, with many live workers.
