@@ -248,16 +248,24 @@ pub fn info(
     if let Some(identity) = &entry.identity {
         line("copy of", &Plain(identity).to_string());
     }
-    if state.version == Version::Tpm2 {
-        let place = copy(config, &state)?;
-        let session = place.start(state.version, state_key(config, &state)?, Start::Up)?;
-        text.push_str(&endorsement(&session)?);
-    }
+    text.push_str(&endorsement_of(config, uuid)?.1);
     Ok(text)
 }
 
+/// A vTPM's state, and its endorsement keys and their certificates, if it is a TPM 2.0, in PEM.
+pub fn endorsement_of(config: &Config, uuid: &Uuid) -> Result<(State, String), Error> {
+    let state = existing(config, uuid)?;
+    if state.version != Version::Tpm2 {
+        return Ok((state, String::new()));
+    }
+    let place = copy(config, &state)?;
+    let session = place.start(state.version, state_key(config, &state)?, Start::Up)?;
+    let text = endorsement(&place, &session)?;
+    Ok((state, text))
+}
+
 /// The endorsement keys and their certificates, in PEM.
-fn endorsement(session: &Session<'_>) -> Result<String, Error> {
+fn endorsement(place: &Place, session: &Session<'_>) -> Result<String, Error> {
     let handles = session.tpm2("tpm2_getcap", &["handles-persistent"])?;
     let indices = session.tpm2("tpm2_getcap", &["handles-nv-index"])?;
     let has = |list: &[u8], handle: &str| {
@@ -271,8 +279,14 @@ fn endorsement(session: &Session<'_>) -> Result<String, Error> {
     let mut text = String::new();
     for (name, handle, index) in EKS {
         if has(&handles, handle) {
-            let pem = ["-Q", "-c", handle, "-f", "pem", "-o", "/dev/stdout"];
-            let pem = session.tpm2("tpm2_readpublic", &pem)?;
+            // Not /dev/stdout, which is a pipe of root's, and this program another user's.
+            let file = format!("{handle}.pem");
+            let path = format!("state/{file}");
+            session.tpm2(
+                "tpm2_readpublic",
+                &["-Q", "-c", handle, "-f", "pem", "-o", &path],
+            )?;
+            let pem = place.take(&file)?;
             let _ = write!(text, "\nEK ({name}, {handle}):\n{}", plain_lines(&pem));
         }
         if has(&indices, index) {

@@ -7,6 +7,7 @@
 
 pub mod admin;
 pub mod archive;
+pub mod attest;
 pub mod cgroup;
 pub mod config;
 pub mod control;

@@ -17,6 +17,7 @@ use rustix::process::setsid;
 
 use xen_vtpmd::admin::{self, Rekeyed};
 use xen_vtpmd::archive::{self, Identity, Import};
+use xen_vtpmd::attest::{self, Nonce};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
@@ -122,6 +123,31 @@ enum Task {
         /// The key-file that they are encrypted by, if that is another one
         #[arg(long, value_name = "FILE")]
         old_key: Option<PathBuf>,
+    },
+    /// Give evidence of a vTPM, quoted by this host's TPM, on standard output
+    Attest {
+        /// Which vTPM
+        uuid: Uuid,
+        /// What the verifier has chosen, 16 to 128 hex digits
+        #[arg(long)]
+        nonce: Nonce,
+        /// The attestation key: a persistent handle of the host's TPM, or a context file
+        #[arg(long)]
+        ak: String,
+        /// Which PCRs of the host are quoted
+        #[arg(long, default_value = "0+1+2+3+4+5+6+7+8+9")]
+        pcrs: Pcrs,
+    },
+    /// Check what `attest` has given, and print what it says
+    VerifyAttestation {
+        /// The file
+        file: PathBuf,
+        /// What was given to `attest`
+        #[arg(long)]
+        nonce: Nonce,
+        /// The public part of the host's attestation key, in PEM
+        #[arg(long, value_name = "FILE")]
+        ak: PathBuf,
     },
     /// Seal the configured key-file to this host's TPM; it is made where there is none
     Seal {
@@ -378,6 +404,18 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                 }
                 answer => drop(answer?),
             }
+        }
+        Task::Attest {
+            uuid,
+            nonce,
+            ak,
+            pcrs,
+        } => print!(
+            "{}",
+            attest::attest(&load(args.config)?, &uuid, &nonce, &ak, &pcrs.0)?
+        ),
+        Task::VerifyAttestation { file, nonce, ak } => {
+            print!("{}", attest::verify(&file, &nonce, &ak)?);
         }
         Task::Seal { pcrs } => {
             print!("{}", &*seal::seal(&load(args.config)?, &pcrs)?);

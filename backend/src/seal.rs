@@ -37,7 +37,7 @@ pub enum Error {
 
 /// PCRs of the host's TPM, as 7+11.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pcrs(Vec<u32>);
+pub struct Pcrs(pub Vec<u32>);
 
 impl FromStr for Pcrs {
     type Err = String;

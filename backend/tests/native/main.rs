@@ -4,6 +4,7 @@
 //! for libxenevtchn, libxengnttab and libxenctrl. README.md tells how it is run.
 
 mod archive;
+mod attest;
 mod boots;
 mod costs;
 mod durable;
@@ -12,6 +13,7 @@ mod event_log;
 mod faults;
 mod guest;
 mod host;
+mod host_tpm;
 mod hostile_swtpm;
 mod hypervisor;
 mod init_wait;
