@@ -43,7 +43,7 @@ def measured():
         **MUST,
         "CARGO_TARGET_DIR": TARGET,
         "RUSTFLAGS": "-C instrument-coverage -C llvm-args=-runtime-counter-relocation",
-        "LLVM_PROFILE_FILE": f"{PROFILES}/%p-%m%c.profraw",
+        "LLVM_PROFILE_FILE": f"{PROFILES}/%m%c.profraw",
     }
     log = "coverage.log"
     command = ["nice", "cargo", "test", "--no-fail-fast", *(f"-p={name}" for name in PACKAGES)]
