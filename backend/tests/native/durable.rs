@@ -30,8 +30,8 @@ fn a_response_comes_after_the_state_is_durable() {
     for _ in 0..2 {
         let stored = took(&mut guest, &increment());
         assert!(stored >= DISK, "the response came after {stored:?}");
-        // What stores nothing waits for nothing.
-        let random = took(&mut guest, &GET_RANDOM);
+        // What stores nothing waits for nothing; a machine that is busy may.
+        let random = (0..5).map(|_| took(&mut guest, &GET_RANDOM)).min().unwrap();
         assert!(random < DISK, "{random:?}");
     }
 }

