@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Reading files that others may have put there: no link is followed, nothing that is no plain file is opened
-//! to any effect, and nothing endless is read.
+//! to any effect, and nothing endless is read. And writing such as a loss of power must not leave in half.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use rustix::fs::OFlags;
+
+use crate::state::sync_folder;
 
 /// The contents of a plain file of at most `max` bytes.
 pub fn read_plain(path: &Path, max: u64) -> io::Result<Vec<u8>> {
@@ -42,13 +44,28 @@ pub fn read_open(file: File, max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Puts a file, for its owner only, in the place of another: whole or not at all, and durably.
+pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    sync_folder(path.parent().unwrap_or(path))
+}
+
 fn odd() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a plain file")
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::symlink;
 
     use super::*;

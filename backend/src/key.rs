@@ -6,10 +6,10 @@
 
 pub mod sealed;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use hkdf::Hkdf;
@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::config::Uuid;
-use crate::state::sync_folder;
+use crate::files::write_durably;
 
 /// What the keys are bound to.
 const PURPOSE: &[u8] = b"xen-vtpmd state encryption, version 1, ";
@@ -320,20 +320,6 @@ pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
         }
     };
     done.map_err(at(&path))
-}
-
-fn write_durably(path: &Path, text: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("key.new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_folder(path.parent().unwrap_or(path))
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {

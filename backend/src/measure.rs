@@ -11,14 +11,12 @@ pub mod images;
 pub mod log;
 mod pcrs;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::files::read_plain;
-use crate::state::sync_folder;
+use crate::files::{read_plain, write_durably};
 use crate::swtpm::{self, Client, GiveUp, Version};
 
 use digest::{Bank, Digests};
@@ -189,18 +187,4 @@ pub fn kept_log(state: &Path) -> Result<Option<Vec<u8>>, Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Log { path, source }),
     }
-}
-
-fn write_durably(path: &Path, log: &[u8]) -> io::Result<()> {
-    let new = path.with_extension("eventlog.new");
-    let mut file: File = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&new)?;
-    file.write_all(log)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
-    sync_folder(path.parent().unwrap_or(path))
 }

@@ -9,7 +9,7 @@ mod tests;
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{
     fchown, lchown, DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt,
 };
@@ -19,6 +19,7 @@ use rustix::fs::{fallocate, statvfs, FallocateFlags, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
+use crate::files::write_durably;
 use crate::swtpm::Version;
 
 pub use lock::Lock;
@@ -294,7 +295,7 @@ impl State {
     /// Says that the volatile state is that of the guest `vm`, which was saved, or of any. It is for one start.
     /// The state is durable before the mark is.
     pub fn mark_saved(&self, vm: Option<&str>) -> Result<(), Error> {
-        let (path, new) = (self.beside("saved"), self.beside("saved.new"));
+        let path = self.beside("saved");
         let mark = Saved {
             version: 1,
             vm: vm.map(str::to_owned),
@@ -303,11 +304,7 @@ impl State {
         check_whole(&self.path.join(self.version.volatile_file()))?;
         self.sync()?;
         let text = serde_json::to_vec(&mark).map_err(|e| at(&path)(e.into()))?;
-        let made = File::create(&new)
-            .and_then(|mut file| file.write_all(&text).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&new, &path))
-            .and_then(|()| sync_folder(self.parent()));
-        made.map_err(at(&path))
+        write_durably(&path, &text).map_err(at(&path))
     }
 
     /// Keeps room for the next write of the state, in the file that swtpm writes before it renames it: it truncates
