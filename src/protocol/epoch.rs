@@ -100,7 +100,7 @@ impl Version {
             // The tag, the ticks and their rate come before the nonce.
             Self::V1_2 => (
                 response.len() == 42 && be16(response, 10)? == TAG_CURRENT_TICKS,
-                u64::from(be32(response, 22)?) << 32 | u64::from(be32(response, 26)?),
+                (u64::from(be32(response, 22)?) << 32) | u64::from(be32(response, 26)?),
             ),
             // The time and the clock come before the counts, all in milliseconds: neither has run
             // for 2^48 of them. A flag comes last.

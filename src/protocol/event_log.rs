@@ -38,7 +38,7 @@ pub fn decode(text: &[u8], into: &mut [u8]) -> Option<usize> {
         let &[high, low] = pair else {
             return None;
         };
-        *byte = digit(high)? << 4 | digit(low)?;
+        *byte = (digit(high)? << 4) | digit(low)?;
     }
     pairs.remainder().is_empty().then_some(into.len())
 }
