@@ -78,6 +78,11 @@ fn an_swtpm_is_alone_with_its_state() {
     assert_eq!(status(swtpm, "Groups"), "");
     let uid = fs::metadata(host.state_dir().join(uuid(7))).unwrap().uid();
     assert_eq!(status(swtpm, "Uid"), vec![uid.to_string(); 4].join("\t"));
+    let limits = fs::read_to_string(format!("/proc/{swtpm}/limits")).unwrap();
+    for limit in ["address space", "processes", "open files", "file size"] {
+        let line = limits.lines().find(|line| line.contains(limit)).unwrap();
+        assert!(!line.contains("unlimited"), "{line}");
+    }
     for name in ["mnt", "net", "ipc", "uts"] {
         let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
         assert_ne!(of(&swtpm.to_string()), of("self"), "{name}");
