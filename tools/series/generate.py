@@ -274,7 +274,7 @@ def frontend(tree):
 
 def locality(tree):
     """An attribute of the driver's, and its ABI."""
-    tree.driver(("src/vtpm.rs", "src/locality.rs"))
+    tree.driver(("src/commands.rs", "src/vtpm.rs", "src/locality.rs"))
     text, _, _ = read(ABI).partition("\nWhat:		/sys/class/tpm/tpmN/cancel\n")
     tree.write(ABI, text)
     tree.insert("MAINTAINERS", f"F:	{ABI}\n", "F:	drivers/char/tpm/xen-tpmfront/\n")
