@@ -34,8 +34,12 @@ use kernel::{
     },
 };
 
-/// How long `probe()` waits for the backend to connect. libxl gives backends 10 s, too.
+/// How long `probe()` waits for a backend to take the vTPM. libxl gives backends 10 s, too.
 const CONNECT_TIMEOUT_MS: u32 = 10_000;
+
+/// How long it waits in all for one that has taken it (InitWait) to connect: that may have the state
+/// of a new TPM to make, and IMA looks for a TPM once.
+const SETUP_TIMEOUT_MS: u32 = 20_000;
 
 /// How long `probe()` waits in all, for the backend and for the TPM to be registered.
 const PROBE_TIMEOUT_MS: u32 = 30_000;
@@ -123,8 +127,9 @@ impl Frontend {
         }
 
         self.vtpm.setup_connection(ConnEvent::BackendReady)?;
+        self.wait_while(dev, &[State::Initialising], start, CONNECT_TIMEOUT_MS);
         Ok(
-            self.wait_while(dev, &ready, start, CONNECT_TIMEOUT_MS) == State::Connected
+            self.wait_while(dev, &ready[1..], start, SETUP_TIMEOUT_MS) == State::Connected
                 && self.vtpm.backend_connected(dev),
         )
     }
