@@ -37,8 +37,8 @@ use kernel::{
 /// How long `probe()` waits for a backend to take the vTPM. libxl gives backends 10 s, too.
 const CONNECT_TIMEOUT_MS: u32 = 10_000;
 
-/// How long it waits in all for one that has taken it (InitWait) to connect: that may have the state
-/// of a new TPM to make, and IMA looks for a TPM once.
+/// How long it waits in all for one that has taken it (InitWait) to connect: that may have the
+/// state of a new TPM to make, and IMA looks for a TPM once.
 const SETUP_TIMEOUT_MS: u32 = 20_000;
 
 /// How long `probe()` waits in all, for the backend and for the TPM to be registered.

@@ -351,7 +351,7 @@ const LANDLOCK: [&str; 12] = [
     "path-beneath:read-file,write-file:/dev",
 ];
 
-/// Whether the kernel has the landlock that [`LANDLOCK`] asks for: "truncate" came with the third version.
+/// Whether the kernel has the landlock that `LANDLOCK` asks for: "truncate" came with the third version.
 pub fn has_landlock() -> bool {
     landlock_version() >= 3
 }
