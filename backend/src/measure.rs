@@ -6,6 +6,7 @@
 //! A worker that dies halfway leaves a TPM that is not up (`Entry::Starting`), which its successor ends: so each
 //! start is measured once or not used.
 
+pub mod cache;
 pub mod digest;
 pub mod images;
 pub mod log;
@@ -88,12 +89,14 @@ pub struct Measured {
     pub missing: Option<String>,
 }
 
-/// Measures the guest that a TPM starts for. `give_up` ends a wait for the toolstack.
+/// Measures the guest that a TPM starts for. `run_dir` has the digests of files that were measured before;
+/// `give_up` ends a wait for the toolstack.
 pub fn measure(
     client: &mut Client,
     version: Version,
     boot: Boot,
     wanted: Measure,
+    run_dir: &Path,
     give_up: &GiveUp,
 ) -> Result<Measured, Error> {
     if wanted == Measure::Off {
@@ -105,7 +108,7 @@ pub fn measure(
     };
     let found = boot
         .images(give_up)
-        .and_then(|images| Ok((images.digests(&banks)?, images)));
+        .and_then(|images| Ok((images.digests(&banks, &run_dir.join(cache::FILE))?, images)));
     let mut run = Run {
         client,
         version,

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use serde::Deserialize;
 
+use super::cache;
 use super::digest::{Bank, Digests};
 use crate::config::Uuid;
 use crate::files::read_plain;
@@ -198,13 +199,15 @@ impl Images {
         })
     }
 
-    /// Reads all of it.
-    pub(super) fn digests(&self, banks: &[Bank]) -> Result<ImageDigests, String> {
+    /// Reads all of it that was not read before, as `cache` says.
+    pub(super) fn digests(&self, banks: &[Bank], cache: &Path) -> Result<ImageDigests, String> {
         let initrd = self.initrd.as_ref();
         Ok(ImageDigests {
-            kernel: self.kernel.digests(banks)?,
+            kernel: self.kernel.digests(banks, cache)?,
             cmdline: Digests::of(banks, self.cmdline.as_bytes()),
-            initrd: initrd.map(|initrd| initrd.digests(banks)).transpose()?,
+            initrd: initrd
+                .map(|initrd| initrd.digests(banks, cache))
+                .transpose()?,
         })
     }
 }
@@ -242,9 +245,10 @@ impl Image {
         }
     }
 
-    fn digests(&self, banks: &[Bank]) -> Result<Digests, String> {
+    fn digests(&self, banks: &[Bank], cache: &Path) -> Result<Digests, String> {
         let path = &self.path;
-        let digests = Digests::of_all(banks, &self.file).map_err(|e| format!("{path}: {e}"))?;
+        let digests =
+            cache::digests(cache, banks, &self.file).map_err(|e| format!("{path}: {e}"))?;
         self.check()?;
         Ok(digests)
     }
@@ -294,9 +298,11 @@ mod tests {
         let path = dir.path().join("vmlinuz");
         std::fs::write(&path, b"kernel").unwrap();
         let changed = std::fs::metadata(&path).unwrap().ctime() * 100;
+        let cache = dir.path().join(cache::FILE);
         let open = |built| {
             let kernel = path.display().to_string();
-            Images::open(Some(kernel), None, None, built).and_then(|i| i.digests(&[Bank::Sha256]))
+            Images::open(Some(kernel), None, None, built)
+                .and_then(|i| i.digests(&[Bank::Sha256], &cache))
         };
 
         assert!(open(changed + 100).is_ok());

@@ -206,7 +206,9 @@ impl Tpm {
                 true => Measured::default(),
                 false => {
                     let policy = policy.measure;
-                    let measured = measure::measure(&mut client, version, boot, policy, give_up)?;
+                    let run_dir = &config.run_dir;
+                    let measured =
+                        measure::measure(&mut client, version, boot, policy, run_dir, give_up)?;
                     measure::keep_log(&state.path, measured.log.as_deref())?;
                     measured
                 }
