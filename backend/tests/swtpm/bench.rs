@@ -106,26 +106,26 @@ impl Bench {
 
     /// Makes its state, unless that fails.
     pub(crate) fn try_set_up(&self, version: Version) -> Result<(), String> {
-        worker::create_state(&self.config, &self.uuid, Some(version)).map_err(|e| e.to_string())
+        unlocked(
+            || {
+                worker::create_state(&self.config, &self.uuid, Some(version))
+                    .map_err(|e| e.to_string())
+            },
+            |reason| reason.contains("is locked"),
+        )
     }
 
     /// Starts an swtpm, and waits until it takes commands.
     pub(crate) fn start(&self) -> Running {
-        // A process that another test's thread starts has copies of all descriptors for a moment, so that a
-        // lock is held a little longer. The worker waits, too.
-        for _ in 0..500 {
-            match self.try_start() {
-                Err(Error::State(state::Error::Locked { .. })) => (),
-                started => return started.unwrap(),
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
         self.try_start().unwrap()
     }
 
     /// The same, unless that fails.
     pub(crate) fn try_start(&self) -> Result<Running, Error> {
-        let held = Held::take(&self.config, &self.uuid, None)?;
+        let held = unlocked(
+            || Held::take(&self.config, &self.uuid, None),
+            |e| matches!(e, state::Error::Locked { .. }),
+        )?;
         let run = RunDir::make(&self.config.run_dir, ID).unwrap();
         let shared = Shared::open(&run.io_file()).unwrap();
         let mut messages = Messages::new(run.messages().unwrap());
@@ -240,4 +240,19 @@ pub(crate) fn pcr_2(swtpm: &mut Running, pcr: u8) -> Vec<u8> {
     command[17 + usize::from(pcr / 8)] = 1 << (pcr % 8);
     let answer = swtpm.done(&command);
     answer[answer.len() - 32..].to_vec()
+}
+
+/// Tries again for a while where a state is locked: a process that another test's thread starts has copies of all
+/// descriptors for a moment, so that a lock is held a little longer.
+fn unlocked<T, E>(
+    try_once: impl Fn() -> Result<T, E>,
+    is_locked: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    for _ in 0..500 {
+        match try_once() {
+            Err(e) if is_locked(&e) => std::thread::sleep(Duration::from_millis(10)),
+            done => return done,
+        }
+    }
+    try_once()
 }
