@@ -44,6 +44,17 @@ pub fn read_open(file: File, max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// A new file for its owner only, in the place of one that may be there: who has that open does not see what is
+/// written, and a link is not followed.
+pub fn create_private(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => (),
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600).open(path)
+}
+
 /// Puts a file, for its owner only, in the place of another: whole or not at all, and durably.
 pub fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut new = path.as_os_str().to_owned();

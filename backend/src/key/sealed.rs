@@ -5,9 +5,8 @@
 //! state can be told which of them differs, and before any program is run.
 
 use std::collections::BTreeMap;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::{at, Error, Master};
-use crate::files::read_plain;
+use crate::files::{create_private, read_plain};
 use crate::state::sync_folder;
 use crate::swtpm::client::wait_readable;
 
@@ -183,16 +182,7 @@ pub fn seal(master: &Master, key_file: &Path, pcrs: &[u32]) -> Result<Seal, Erro
 }
 
 fn write(path: &Path, text: &[u8]) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => (),
-    }
-    let mut options = OpenOptions::new();
-    let mut file = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    let mut file = create_private(path)?;
     file.write_all(text)?;
     file.sync_all()
 }

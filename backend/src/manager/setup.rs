@@ -3,6 +3,7 @@
 //! What the manager needs before it can begin, and the way to stop workers without it.
 
 use super::*;
+use crate::files::create_private;
 
 pub(super) fn system(what: &'static str) -> impl Fn(io::Error) -> Error {
     move |e| Error::System(what, e)
@@ -48,17 +49,7 @@ pub(super) fn accept_config(run_dir: &Path, text: &str) -> Result<(), Error> {
     let path = accepted_config(run_dir);
     let new = path.with_extension("new");
     let write = || {
-        match fs::remove_file(&new) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => (),
-        }
-        let mut options = OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(text.as_bytes())?;
+        create_private(&new)?.write_all(text.as_bytes())?;
         fs::rename(&new, &path)
     };
     write().map_err(|source| Error::RunDir { path, source })

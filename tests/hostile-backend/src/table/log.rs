@@ -2,7 +2,8 @@
 
 //! The behaviours about the log of the guest's boot, which the driver reads when it registers a TPM 2.0.
 
-use crate::behaviour::{Behaviour, Kind, Step, HONEST};
+use super::probe::connecting;
+use crate::behaviour::{Behaviour, Kind, Step};
 
 use Step::Node;
 
@@ -34,12 +35,8 @@ const fn log(
     steps: &'static [Step],
 ) -> Behaviour {
     Behaviour {
-        name,
         kind: Kind::EventLog,
-        wrong,
-        expect,
-        connect: steps,
-        ..HONEST
+        ..connecting(name, expect, wrong, steps)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::edits::{self, Edit};
 use Step::{HugeFeature, Node, Notify, Put, Remove, Run, State, Wait};
 
 /// An entry that connects by these steps, which the driver must refuse.
-const fn connecting(
+pub(super) const fn connecting(
     name: &'static str,
     expect: &'static str,
     wrong: &'static str,
