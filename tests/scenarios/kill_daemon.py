@@ -29,7 +29,7 @@ KEY_LIMIT = 60
 
 def pid_of(bed, vtpm):
     """The process behind a vTPM; nothing if there is none at the moment."""
-    records = bed.machine.run("cat /run/xen-vtpmd/vtpm/*/record.json").output
+    records = bed.machine.run("cat /run/xen-vtpmd/vtpm/*/record.json")[1]
     found = [record for record in re.findall(r"\{.*?\}", records) if vtpm.uuid in record]
     return re.search(r'"pid": *(\d+)', found[0])[1] if found else None
 
