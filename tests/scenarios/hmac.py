@@ -49,7 +49,7 @@ def killed(bed, guest, chance, number):
         " done; grep -qx '[0-9]*' /run/churn || { cat /run/churn; exit 1; }",
         90,
     )
-    return guest.must("python3 -E -s /bed/ima.py caught_up").strip()
+    return guest.must("python3 -E -s /bed/ima.py caught_up", 120).strip()
 
 
 def rounds(bed, guest):
