@@ -3,7 +3,7 @@
 
 from testbed.report import Failure
 
-SETS = ("test", "compare")
+SETS = ("compare", "deep")
 # It has two processors, and with less than that it takes ten times as long.
 ALONE = True
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A PVH guest with two processors, and a TPM of each version: the checks of a PV guest, in
-short."""
+"""A PVH guest with a TPM of each version: the checks of a PV guest, in short; deep with two
+processors."""
 
-from testbed import guest_checks
+from testbed import event_log, guest_checks
 
 SETS = ("test",)
+# Two processors of a guest share one of the emulated machine, and wait for each other.
+VARIANTS = {"smp": {"sets": ("deep",), "vcpus": 2}}
 
 # Under emulation a program takes a second to start there.
 CHECKS = (
@@ -18,10 +20,12 @@ CHECKS = (
 )
 
 
-def run(bed):
+def run(bed, vcpus=1):
     """Events reach it in another way than a PV guest, its grant table is another, and so is its
     memory."""
     pair = [bed.vtpm("2.0"), bed.vtpm("1.2")]
     bed.boot(pair)
-    with bed.guest("pvh", pair, type="'pvh'", vcpus=2) as guest:
+    with bed.guest("pvh", pair, type="'pvh'", vcpus=vcpus) as guest:
         bed.checks(guest, "is_pvh", *guest_checks.LOAD, *CHECKS, limit=120)
+        # libxl says in another place than of a PV guest what it boots.
+        bed.record("event log", event_log.replays, bed, guest, pair[0], "console=hvc0", "kernel")

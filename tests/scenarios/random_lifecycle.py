@@ -10,7 +10,7 @@ from testbed import backend_resources, guest_resources, ledger, toolstack
 from testbed.guest_scripts import in_guest
 from testbed.report import Failure
 
-SETS = ("test", "compare", "debug", "race")
+SETS = ("compare", "debug", "race")
 
 # How long the load may take to go on after an event.
 LIMIT = 60
