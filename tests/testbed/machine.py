@@ -34,10 +34,11 @@ class BedError(Exception):
 
 class Machine:
     """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
-    the number is a seed."""
+    the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`. `tpm`
+    is an Swtpm."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
-                 disk=None, icount=None):
+                 disk=None, keeps_disk=False, tpm=None, icount=None):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -87,16 +88,17 @@ class Machine:
         # systemd takes its time, the more so beside another machine.
         self._boot_limit = wait.stretch(BOOT_LIMIT) * self.patience * (2 if disk else 1)
         if disk:
-            # What is written to it goes with QEMU.
-            self._command += [
-                "-drive",
-                f"file={disk},format=raw,if=virtio,snapshot=on,cache=unsafe",
-            ]
+            how = "cache=writeback" if keeps_disk else "snapshot=on,cache=unsafe"
+            self._command += ["-drive", f"file={disk},format=raw,if=virtio,{how}"]
+        self._tpm = tpm
+        self._command += tpm.arguments if tpm else []
 
     def start(self):
         """Starts QEMU and waits for dom0's agent; returns the seconds that it took."""
         start = time.monotonic()
         self._log = open(f"{self.work}/qemu.log", "wb")
+        if self._tpm:
+            self._tpm.start()
         self._process = subprocess.Popen(
             self._command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         try:
@@ -179,6 +181,8 @@ class Machine:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._tpm:
+            self._tpm.stop()
         if self._agent:
             self._agent.close()
         self._log.close()

@@ -3,12 +3,12 @@
 how often a command makes the guest leave for QEMU."""
 
 import os
-import subprocess
 from statistics import median
 
 from testbed import bench
 from testbed.no_xen import BareMachine
 from testbed.machine import BedError
+from testbed.swtpm import Swtpm
 
 # An access to these registers is an exit to QEMU.
 ACCESSES = "tpm_tis_mmio_read tpm_tis_mmio_write tpm_crb_mmio_read tpm_crb_mmio_write".split()
@@ -19,8 +19,8 @@ class EmulatedTpm:
     """A machine with one of QEMU's TPM devices, and a swtpm of its own."""
 
     def __init__(self, work, kernel, initrd, device, state):
-        self._socket, self._log = f"{work}.swtpm", f"{work}.trace"
-        self._state = state
+        self._log = f"{work}.trace"
+        self._swtpm = Swtpm(device, state, f"{work}.swtpm")
         traces = [
             word
             for name in ACCESSES
@@ -31,48 +31,23 @@ class EmulatedTpm:
             work,
             kernel,
             initrd,
-            [
-                "-chardev",
-                f"socket,id=tpm,path={self._socket}",
-                "-tpmdev",
-                "emulator,id=tpm0,chardev=tpm",
-                "-device",
-                f"{device},tpmdev=tpm0",
-                *traces,
-                "-D",
-                self._log,
-            ],
+            [*self._swtpm.arguments, *traces, "-D", self._log],
         )
 
     def __enter__(self):
-        for path in (self._socket, self._log):
-            if os.path.exists(path):
-                os.unlink(path)
-        self._swtpm = subprocess.Popen(
-            [
-                "swtpm",
-                "socket",
-                "--tpm2",
-                "--tpmstate",
-                f"dir={self._state}",
-                "--ctrl",
-                f"type=unixio,path={self._socket}",
-                "--flags",
-                "startup-clear",
-            ],
-            stdin=subprocess.DEVNULL,
-        )
+        if os.path.exists(self._log):
+            os.unlink(self._log)
+        self._swtpm.start()
         try:
             self.machine.start()
         except BaseException:
-            self._swtpm.kill()
+            self._swtpm.stop()
             raise
         return self
 
     def __exit__(self, *_):
         self.machine.stop()
-        self._swtpm.terminate()
-        self._swtpm.wait()
+        self._swtpm.stop()
 
     def _accesses(self):
         with open(self._log, "rb") as file:

@@ -116,9 +116,9 @@ class Testbed:
         self.start_backend()
         return seconds
 
-    def boot_disk(self, disk, files):
+    def boot_disk(self, disk, files, **machine):
         """Boots a dom0 that is on a disk and has systemd, with `files` below /host there; nothing
-        else is started."""
+        else is started. `machine` is its TPM and the like."""
         image = images.disk_dom0_image(images.Modules(self.kernel.modules))
         files = {
             "boot/guest.cpio": self.write_guest_image(),
@@ -127,7 +127,12 @@ class Testbed:
         }
         image.write(f"{self.work}-images/dom0.cpio")
         self.machine = Machine(
-            self.work, self.xen, self.kernel.vmlinux, f"{self.work}-images/dom0.cpio", disk=disk
+            self.work,
+            self.xen,
+            self.kernel.vmlinux,
+            f"{self.work}-images/dom0.cpio",
+            disk=disk,
+            **machine,
         )
         for path, source in files.items():
             os.makedirs(os.path.dirname(f"{self.machine.share}/{path}"), exist_ok=True)
