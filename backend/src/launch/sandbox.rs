@@ -126,3 +126,28 @@ impl Launch {
         std::env::set_current_dir("/").map_err(failed("/"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    /// systemd refuses what the unit does not name, and no other test runs below it.
+    #[test]
+    fn the_unit_allows_each_namespace() {
+        let unit = include_str!("../../debian/xen-vtpmd.service");
+        let allowed = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("RestrictNamespaces="))
+            .unwrap();
+        let names = [
+            ("NS", "mnt"),
+            ("NET", "net"),
+            ("IPC", "ipc"),
+            ("UTS", "uts"),
+            ("PID", "pid"),
+        ];
+        let sources = [include_str!("sandbox.rs"), include_str!("../launch.rs")].concat();
+        for flag in sources.split(concat!("UnshareFlags", "::NEW")).skip(1) {
+            let (_, name) = names.iter().find(|(new, _)| flag.starts_with(new)).unwrap();
+            assert!(allowed.split(' ').any(|word| word == *name), "{name}");
+        }
+    }
+}
