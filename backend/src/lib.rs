@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod notes;
 pub mod probe;
 pub mod record;
+pub mod report;
 pub mod seal;
 pub mod session;
 pub mod state;

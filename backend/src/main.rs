@@ -26,6 +26,7 @@ use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
+use xen_vtpmd::report;
 use xen_vtpmd::seal::{self, Pcrs};
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::Version;
@@ -73,6 +74,8 @@ enum Task {
         #[arg(long, conflicts_with = "json")]
         prometheus: bool,
     },
+    /// Print what a report of a fault needs: read it before you send it, it names guests and files
+    Report,
     /// Close every vTPM, end all TPMs and the manager; running guests lose their TPMs
     Stop,
     /// List the states that are here, also of vTPMs that no guest uses
@@ -359,6 +362,13 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                 };
                 print!("{text}");
             }
+        }
+        Task::Report => {
+            // A configuration that is wrong is what the report may be about.
+            let (config, text) = config_file(args.config).load().or_else(|e| {
+                config::parse("".as_ref(), "").map(|config| (config, e.to_string()))
+            })?;
+            print!("{}", report::report(&config, &text));
         }
         Task::List { json } => {
             let config = load(args.config)?;

@@ -24,6 +24,7 @@ mod manager;
 mod measured_start;
 mod neighbours;
 mod processes;
+mod report;
 mod sandbox;
 mod save;
 mod sealed_state;
