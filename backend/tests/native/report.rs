@@ -22,7 +22,7 @@ fn report_has_no_secret() {
 
     let said = host.cli_ok(&["report"]);
     let parts = [
-        "== configuration\n[tpm]",
+        "[tpm]\nkey-file = ",
         "== status\n{",
         "== list\n",
         &uuid(7),
@@ -37,5 +37,8 @@ fn report_has_no_secret() {
     // Without a manager it says that, and all else.
     host.end_manager(Signal::Kill);
     let said = host.cli_ok(&["report"]);
-    assert!(said.contains("== status\nno ") && said.contains(&uuid(7)), "{said}");
+    assert!(
+        said.contains("== status\nno ") && said.contains(&uuid(7)),
+        "{said}"
+    );
 }
