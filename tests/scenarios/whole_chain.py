@@ -106,6 +106,7 @@ class Chain:
     def works(self, wanted=None):
         """The guest has its TPM, with the NV that it had; without `wanted` it is written."""
         self.guest.start()
+        self.bed.checks(self.guest, "module_loads")
         if wanted is None:
             self.guest.must("tpm2_nvdefine 0x1500016 -C o -s 8 && echo -n evidence >/run/nv &&"
                             " tpm2_nvwrite 0x1500016 -C o -i /run/nv")

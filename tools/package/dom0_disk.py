@@ -14,7 +14,7 @@ RECIPE = f"{TOP}/tools/package/dom0"
 # Libraries and tools that swtpm needs are there, as on most machines; swtpm itself is not.
 PACKAGES = "systemd-sysv,udev,kmod,procps,xen-utils-4.20,xen-utils-common,xenstore-utils," \
     "adduser,apparmor,gnutls-bin,libjson-glib-1.0-0,libtpms0,openssl,tpm2-tools," \
-    "libtss2-tcti-device0t64"
+    "libtss2-tcti-device0t64,libtss2-tcti-swtpm0t64"
 SIZE = "1G"
 KEPT = 14 * 86400
 # Nothing here reads them; what is installed later has them again.
