@@ -68,7 +68,8 @@ class Chain:
         bed.report.add(bed.suite, f"dom0 boots with systemd {options}".strip(), "pass", seconds)
         self.machine.must(
             f"test -c /dev/tpmrm0 && {MEASURE} && mkdir -p /srv/boot && mount -t tmpfs tmpfs"
-            " /srv/boot && cp -r /host/boot/. /srv/boot"
+            " /srv/boot && cp -r /host/boot/. /srv/boot",
+            180,
         )
         self.guest = Guest(
             self.machine,
