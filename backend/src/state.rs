@@ -15,7 +15,10 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{fallocate, statvfs, FallocateFlags, OFlags};
+use rustix::fs::{
+    fallocate, statvfs, statx, AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, CWD,
+};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
@@ -440,21 +443,27 @@ impl State {
     }
 }
 
-/// The users that the folders in `dir` belong to, but for one folder.
+/// The users that the folders in `dir` belong to, but for one folder, as far as the kernel knows without asking a
+/// server: one that is mounted there and hangs must hold up no other vTPM. Of those in use it knows.
 fn owners(dir: &Path, except: &Path) -> io::Result<HashSet<u32>> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let mut owners = HashSet::new();
 
     for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        match entry.metadata() {
-            Ok(data) if data.is_dir() && entry.path() != except => {
-                owners.insert(data.uid());
+        let path = entry?.path();
+        match statx(CWD, &path, flags, StatxFlags::TYPE | StatxFlags::UID) {
+            Ok(data) if is_folder(data.stx_mode) && path != except => {
+                owners.insert(data.stx_uid);
             }
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(e) if e != Errno::NOENT => return Err(e.into()),
             _ => (),
         }
     }
     Ok(owners)
+}
+
+fn is_folder(mode: u16) -> bool {
+    FileType::from_raw_mode(mode.into()) == FileType::Directory
 }
 
 /// Gives a folder and the plain files in it to a user. No link is followed, and nobody who could put

@@ -178,23 +178,42 @@ fn of_a_disk_that_is_slow() {
     assert!(matches!(guest.wait(LIMIT), Outcome::Response(_)));
 }
 
-/// A state directory on a file system that hangs, as NFS does without its server: FUSE that nobody serves.
+/// A file system that hangs under a worker, as NFS does without its server.
 #[test]
-fn of_a_state_directory_that_hangs() {
+fn of_a_disk_that_hangs() {
     let Some(host) = Host::new() else { return };
     let mut neighbours = Neighbours::boot(&host);
     let mut guest = host.boot(7, &uuid(7));
     guest.done(&nv_define(0x0150_0002, 64));
-    let hanging = Hanging::over(&host.state_dir().join(uuid(7)));
     // The worker makes it durable, and looks at the directory for that.
+    let hanging = Slow::new(&[host.worker(7)], "openat,getdents64", 600_000);
     guest.submit(&nv_write(0x0150_0002, &[1; 64]));
     neighbours.are_fine();
     assert_eq!(guest.wait(Duration::ZERO), Outcome::Timeout);
     drop(hanging);
-    assert_ne!(guest.wait(LIMIT), Outcome::Timeout);
+    assert!(matches!(guest.wait(LIMIT), Outcome::Response(_)));
+}
+
+/// A state directory on a file system that hangs: FUSE that nobody serves. The start of another vTPM looks at it
+/// neither.
+#[test]
+fn of_a_state_directory_that_hangs() {
+    let Some(host) = Host::new() else { return };
+    let mut neighbours = Neighbours::boot(&host);
+    host.cli_ok(&["create-state", &uuid(7)]);
+    let hanging = Hanging::over(&host.state_dir().join(uuid(7)));
+    host.add(7, &uuid(7));
+    let is_there = || !host.processes("serve", Some(7)).is_empty();
+    assert!(wait_for(LIMIT, is_there));
     neighbours.are_fine();
-    guest.reconnect();
-    guest.done(&GET_RANDOM);
+    // One that has a state, and one that has none.
+    for n in [8, 9] {
+        host.boot(n, &uuid(n)).done(&GET_RANDOM);
+        assert!(host.destroy(n));
+    }
+    host.boot(8, &uuid(8)).done(&GET_RANDOM);
+    drop(hanging);
+    neighbours.are_fine();
 }
 
 /// A file system without a server, until it is dropped: then it has none for good, and fails.
