@@ -3,7 +3,7 @@
 //! The launcher: the subcommand `launch` in a process of its own, which enters the sandbox and becomes swtpm or
 //! swtpm_setup. It is told what to do on its standard input; what keeps it from that it says on standard error.
 
-mod filter;
+pub(crate) mod filter;
 mod sandbox;
 
 use std::convert::Infallible;
@@ -23,7 +23,7 @@ use crate::config::{Config, Uuid};
 use crate::record::{Record, RunDir};
 use crate::state::State;
 use crate::swtpm::{Process, Version};
-use crate::sys::landlock_version;
+use crate::sys::landlock;
 
 use sandbox::STATE;
 
@@ -353,5 +353,5 @@ const LANDLOCK: [&str; 12] = [
 
 /// Whether the kernel has the landlock that `LANDLOCK` asks for: "truncate" came with the third version.
 pub fn has_landlock() -> bool {
-    landlock_version() >= 3
+    landlock::version() >= 3
 }

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod archive;
 pub mod attest;
+pub mod broker;
 pub mod cgroup;
 pub mod config;
 pub mod control;

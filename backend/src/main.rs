@@ -18,6 +18,7 @@ use rustix::process::setsid;
 use xen_vtpmd::admin::{self, Rekeyed};
 use xen_vtpmd::archive::{self, Identity, Import};
 use xen_vtpmd::attest::{self, Nonce};
+use xen_vtpmd::broker::{self, Broker};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
 use xen_vtpmd::control::{self, Request};
@@ -224,6 +225,9 @@ enum Task {
     /// Serve one connection to a guest (the worker starts this)
     #[command(hide = true)]
     Io(Io),
+    /// Do what a worker may not (the worker starts this)
+    #[command(hide = true)]
+    Broker(Broker),
     /// Become the swtpm or swtpm_setup of a vTPM
     #[command(hide = true)]
     Launch,
@@ -240,6 +244,10 @@ fn main() -> ExitCode {
         Ok(Args {
             task: Task::Io(io), ..
         }) => return run_io(&io),
+        Ok(Args {
+            task: Task::Broker(broker),
+            ..
+        }) => return broker::run(&broker),
         Ok(Args {
             config,
             task:
@@ -460,7 +468,7 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
             }
             println!("{}", imported.uuid);
         }
-        Task::Serve { .. } | Task::Io(_) => (),
+        Task::Serve { .. } | Task::Io(_) | Task::Broker(_) => (),
         Task::Launch => {
             let launch = Launch::read(std::io::stdin().lock())?;
             let Err(e) = launch.run();

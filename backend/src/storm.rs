@@ -51,6 +51,15 @@ impl Backoff {
         }
     }
 
+    /// Goes on after so many tries, the last of which was just now.
+    pub fn resumed(delays: (Duration, Duration), tries: u32) -> Self {
+        Self {
+            tries,
+            last: (tries > 0).then(Instant::now),
+            ..Self::new(delays)
+        }
+    }
+
     /// The delay before the next try, which is counted.
     pub fn failed(&mut self) -> Duration {
         self.tries = self.tries.saturating_add(1);

@@ -7,6 +7,7 @@
 //! worker connects to it.
 
 pub mod ask;
+mod confine;
 mod connection;
 mod control;
 mod create;
@@ -31,8 +32,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::broker;
 use crate::config::{Config, Policy, Uuid};
-use crate::launch::has_landlock;
 use crate::lifecycle::{decide, Facts, Stage, Step};
 use crate::logger;
 use crate::measure::Boot;
@@ -135,6 +136,8 @@ enum Power {
 #[derive(Debug)]
 struct Worker {
     connection: Option<Connection>,
+    /// What it may not do itself any more; `None` until it is confined.
+    broker: Option<broker::Client>,
     /// A former connection whose command the TPM is still busy with, and until when it is waited for.
     leaving: Option<(Connection, Instant)>,
     power: Power,
@@ -196,6 +199,7 @@ impl Worker {
         let control = Server::open(&run_dir.worker_socket()).map_err(io("worker.sock"))?;
         let shared = Shared::open(&run_dir.io_file()).map_err(io("journal"))?;
         shared.workers.add(1);
+        let revivals = u32::try_from(shared.revivals.get()).unwrap_or(u32::MAX);
         let messages = Messages::new(run_dir.messages().map_err(io("messages"))?);
         let store = Rc::new(Store::open()?);
         let own_domid = xenbus::own_domid(&store)?;
@@ -205,15 +209,16 @@ impl Worker {
 
         Ok(Some(Self {
             connection: None,
+            broker: None,
             leaving: None,
             power: Power::Off,
             id,
             paths,
             own_domid,
             store,
-            lacks: match has_landlock() || config.first_uid.is_none() {
-                true => Vec::new(),
-                false => vec!["landlock".into()],
+            lacks: match config.first_uid {
+                Some(_) => confine::lacks(),
+                None => Vec::new(),
             },
             config,
             messages,
@@ -231,7 +236,7 @@ impl Worker {
             retry_at: None,
             retry: Backoff::new(RETRY),
             connect: Backoff::new(RETRY),
-            revive: Backoff::new(REVIVE),
+            revive: Backoff::resumed(REVIVE, revivals),
             held_for_save: false,
             last_error: None,
             failed_in_this_life: false,
@@ -334,7 +339,7 @@ impl Worker {
             // InitWait is still to be shown for a while, or the TPM is not up yet.
             Step::Connect if self.deadline.is_some() || !self.is_free() => self.guest_waits(),
             Step::Recheck if !self.is_free() => (),
-            Step::Connect | Step::Recheck => self.connect()?,
+            Step::Connect | Step::Recheck => return self.connect(),
             Step::FollowClosing => self.stage = Stage::Closing,
             Step::WaitAgain => {
                 self.disconnect();

@@ -6,8 +6,9 @@ use std::fs::File;
 
 use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
 
-/// What swtpm has no use for, and what it could take more memory than it may have, or another process's, by.
-const DENIED: [&str; 44] = [
+/// What swtpm and a worker have no use for, and what they could take more memory than they may have, or another
+/// process's, by.
+pub(crate) const DENIED: [&str; 44] = [
     "memfd_create",
     "memfd_secret",
     "ptrace",

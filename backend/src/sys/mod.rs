@@ -3,6 +3,7 @@
 //! What only `unsafe` can do with the kernel, made safe: inherited descriptors, ids, and memory that processes
 //! share. With [`xen`](crate::xen) the only modules that have `unsafe` in them.
 
+pub mod landlock;
 pub mod shared;
 
 use std::io;
@@ -68,15 +69,6 @@ pub fn drop_bounding_set() -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// The version of landlock that the kernel has, 0 for none.
-pub fn landlock_version() -> i64 {
-    /// `LANDLOCK_CREATE_RULESET_VERSION` of linux/landlock.h.
-    const VERSION: u32 = 1;
-    let none = std::ptr::null::<libc::c_void>();
-    // SAFETY: With this flag the kernel takes no attributes, and makes no descriptor.
-    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0_usize, VERSION) }.max(0)
 }
 
 /// Has all threads allocate from one place, from which memory can be given back.

@@ -17,7 +17,7 @@ use rustix::mm::{mmap, munmap, MapFlags, ProtFlags};
 use crate::counters::{Counters, Histogram};
 
 /// What the file starts with: "xenvtpm" and the version of what follows.
-const MAGIC: u64 = u64::from_be_bytes(*b"xenvtpm\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"xenvtpm\x02");
 
 /// What is under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,11 @@ impl Counter {
     /// Adds. Only one process does, so it need not be one step.
     pub fn add(&self, n: u64) {
         self.0.store(self.get().wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Sets it.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 
     /// The number.
@@ -82,6 +87,10 @@ pub struct Layout {
     pub restores: Counter,
     /// Workers so far.
     pub workers: Counter,
+    /// Starts of a TPM in the place of one that died, in a row.
+    pub revivals: Counter,
+    /// Whether the worker has ended for the next one to do that.
+    pub revives: Counter,
     timed_us: Counter,
     latency: [Counter; Histogram::BUCKETS],
 }

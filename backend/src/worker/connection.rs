@@ -3,9 +3,7 @@
 //! The worker's side of one connection to the guest: its I/O process.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags};
@@ -13,12 +11,12 @@ use rustix::io::Errno;
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 
 use super::tpm::Tpm;
-use crate::config::{Config, Sandbox};
+use crate::broker;
 use crate::io::link::{self, Reply, Tell};
 use crate::swtpm::client::wait_readable;
 use crate::swtpm::Process;
 use crate::sys::shared::{Entry, Shared};
-use crate::xenbus::{Id, RingParams};
+use crate::xenbus::RingParams;
 
 /// How long the I/O process may take to map, bind and confine itself.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,12 +26,10 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a connection is made of.
 pub(super) struct Opening<'a> {
-    pub(super) config: &'a Config,
-    pub(super) id: Id,
+    pub(super) broker: &'a broker::Client,
     pub(super) params: RingParams,
     pub(super) tpm: &'a Tpm,
     pub(super) shared: &'a Shared,
-    pub(super) localities: u8,
     pub(super) resumed: bool,
     pub(super) messages: &'a File,
 }
@@ -63,7 +59,7 @@ impl Connection {
                 Ok(message) => {
                     return Err(format!(
                         "the I/O process ended: {message:?}, {}",
-                        connection.end_now()
+                        connection.end_now(Some(opening.broker))
                     ))
                 }
                 Err(e) => return Err(format!("I/O process: {e}")),
@@ -77,50 +73,26 @@ impl Connection {
         }
     }
 
-    fn spawn(opening: &Opening<'_>) -> std::io::Result<Self> {
-        let (link, peer) = socketpair(
+    fn spawn(opening: &Opening<'_>) -> Result<Self, String> {
+        let pair = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
             SocketFlags::CLOEXEC,
             None,
-        )?;
+        );
+        let (link, peer) = pair.map_err(|e| e.to_string())?;
         let tpm = opening.tpm;
-        let mut command = Command::new(&opening.config.launcher);
-        command.arg0("xen-vtpmd");
-        command
-            .arg("io")
-            .args(["--domid", &opening.id.domid.to_string()])
-            .args(["--ring-ref", &opening.params.ring_ref.to_string()])
-            .args(["--port", &opening.params.port.to_string()])
-            .args(["--version", &tpm.version().to_string()])
-            .args(["--localities", &opening.localities.to_string()])
-            .args(["--worker", &peer.as_raw_fd().to_string()])
-            .args(["--data", &tpm.data().as_raw_fd().to_string()])
-            .args(["--shared", &opening.shared.as_fd().as_raw_fd().to_string()])
-            .args(["--changes", &tpm.changes().as_raw_fd().to_string()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(opening.messages.try_clone()?);
-        if let Some(uid) = tpm.uid() {
-            command.args(["--uid", &uid.to_string()]);
-        }
-        for (is, option) in [
-            (opening.resumed, "--resumed"),
-            (
-                opening.config.sandbox == Sandbox::Required,
-                "--sandbox-required",
-            ),
-        ] {
-            if is {
-                command.arg(option);
-            }
-        }
-        let shared = opening.shared.as_fd();
-        let inherited = [peer.as_fd(), tpm.data(), shared, tpm.changes()];
-        Ok(Self {
-            link,
-            process: Process::spawn(&mut command, &inherited)?,
-        })
+        let inherited = [
+            peer.as_fd(),
+            tpm.data(),
+            opening.shared.as_fd(),
+            tpm.changes(),
+            opening.messages.as_fd(),
+        ];
+        let process = opening
+            .broker
+            .connect(opening.params, opening.resumed, inherited)?;
+        Ok(Self { link, process })
     }
 
     /// The next message that is there.
@@ -156,12 +128,12 @@ impl Connection {
     }
 
     /// Ends it; says how it ended if it had already.
-    pub(super) fn end_now(mut self) -> String {
+    pub(super) fn end_now(mut self, broker: Option<&broker::Client>) -> String {
         // What has hung up ends in a moment.
-        match self.process.wait(Duration::from_millis(100)) {
-            Ok(Some(exit)) => format!("ended ({exit})"),
-            Ok(None) => "hung up".into(),
-            Err(e) => e.to_string(),
+        match (self.process.wait(Duration::from_millis(100)), broker) {
+            (Ok(Some(_)), Some(broker)) => broker.ended(self.process.id()),
+            (Ok(_), _) => "hung up".into(),
+            (Err(e), _) => e.to_string(),
         }
     }
 

@@ -146,12 +146,18 @@ impl Worker {
             return self.over();
         }
         self.revive.tried(now);
+        self.shared.revivals.set(self.revive.tries().into());
         self.deadline = self.revive.not_before(now);
         None
     }
 
     /// Starts a fresh TPM in the place of one that died.
     pub(super) fn start_again(&mut self) -> Option<Outcome> {
+        if self.broker.is_some() {
+            // This worker is confined, and can start none.
+            self.shared.revives.set(1);
+            return Some(self.hand_over());
+        }
         self.stage = Stage::New;
         self.failed_in_this_life = true;
         match self.start() {
@@ -221,12 +227,14 @@ impl Worker {
     }
 
     /// What became of the guest, as far as the end of its TPM depends on that.
-    fn guest(&self) -> Result<Domain, xen::Error> {
-        match &self.power {
+    fn guest(&self) -> Result<Domain, String> {
+        match (&self.power, &self.broker) {
             // A driver domain cannot ask, and saves no guests.
-            Power::On(_) if self.own_domid == 0 && !self.stopping => {
-                Domains::open()?.state(self.id.domid)
-            }
+            (Power::On(_), _) if self.own_domid != 0 || self.stopping => Ok(Domain::Ended),
+            (Power::On(_), Some(broker)) => broker.guest(),
+            (Power::On(_), None) => Domains::open()
+                .and_then(|domains| domains.state(self.id.domid))
+                .map_err(|e| e.to_string()),
             _ => Ok(Domain::Ended),
         }
     }
@@ -236,7 +244,12 @@ impl Worker {
         let Some(tpm) = self.tpm() else {
             return Ok(());
         };
-        tpm.save(vm.as_deref())?;
+        tpm.save()?;
+        match (&self.broker, &self.power) {
+            (Some(broker), _) => broker.mark_saved(vm.as_deref()).map_err(Failure::Mark)?,
+            (None, Power::On(tpm)) => tpm.state().mark_saved(vm.as_deref())?,
+            _ => (),
+        }
         log::info!("volatile state stored for the next start of this guest");
         self.shared.saves.add(1);
         let uuid = self.uuid_text();

@@ -36,6 +36,9 @@ pub enum Failure {
     /// Its state could not be written.
     #[error("the TPM is in failure mode, as after a write that failed to {0}, where {1}")]
     FailureMode(String, String),
+    /// The state is not marked as a saved guest's.
+    #[error("{0}")]
+    Mark(String),
     /// Something of the kernel's failed.
     #[error("{0}: {1}")]
     Io(&'static str, #[source] io::Error),

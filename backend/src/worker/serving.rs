@@ -20,28 +20,36 @@ use crate::xenbus::{NodeError, RingParams};
 
 impl Worker {
     /// Connects to what the guest has published, unless that was tried already.
-    pub(super) fn connect(&mut self) -> Result<(), Failure> {
+    pub(super) fn connect(&mut self) -> Result<Option<Outcome>, Failure> {
         let params = match RingParams::read(&self.store, &self.paths) {
-            Ok(params) if self.tried == Some(params) => return Ok(()),
+            Ok(params) if self.tried == Some(params) => return Ok(None),
             Ok(params) => params,
             Err(e @ NodeError::Xen(_)) => return Err(e.into()),
             Err(e) if self.stage == Stage::Waiting || self.resumes => {
                 self.refuse(&e.into());
-                return Ok(());
+                return Ok(None);
             }
             // Between two connections the guest's nodes may be anything.
             Err(e) => {
                 log::debug!("{e}");
-                return Ok(());
+                return Ok(None);
             }
         };
         let now = Instant::now();
         if let Some(at) = self.connect.not_before(now) {
             self.retry_at = Some(at);
-            return Ok(());
+            return Ok(None);
         }
         self.connect.tried(now);
         self.disconnect();
+        match self.confine() {
+            Ok(None) => (),
+            Err(failure @ Failure::Connection(_)) => {
+                self.refuse(&failure);
+                return Ok(None);
+            }
+            ended => return ended,
+        }
         self.offer_event_log()?;
         self.tried = Some(params);
         match self.open(params) {
@@ -51,26 +59,24 @@ impl Worker {
                 self.stage = Stage::Connected;
                 self.failed_in_this_life = false;
                 self.remove_error();
-                Ok(())
+                Ok(None)
             }
             Err(failure) => {
                 self.refuse(&failure);
-                Ok(())
+                Ok(None)
             }
         }
     }
 
     fn open(&mut self, params: RingParams) -> Result<(), Failure> {
-        let Power::On(tpm) = &self.power else {
+        let (Power::On(tpm), Some(broker)) = (&self.power, &self.broker) else {
             return Ok(());
         };
         let opening = connection::Opening {
-            config: &self.config,
-            id: self.id,
+            broker,
             params,
             tpm,
             shared: &self.shared,
-            localities: self.policy.localities,
             resumed: self.resumes,
             messages: self.messages.file(),
         };
@@ -136,7 +142,7 @@ impl Worker {
     /// The I/O process has ended although it should not: another one follows.
     pub(super) fn connection_lost(&mut self, reason: Option<String>) -> Option<Outcome> {
         let connection = self.connection.take()?;
-        let how = connection.end_now();
+        let how = connection.end_now(self.broker.as_ref());
         let reason = reason.unwrap_or(how);
         log::warn!("I/O process: {reason}");
         self.last_error = Some(LastError::now(reason));

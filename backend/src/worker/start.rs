@@ -101,12 +101,13 @@ impl Worker {
         }
     }
 
-    /// swtpm is waited for as long as the toolstack wants the vTPM to be there.
+    /// swtpm is waited for as long as the toolstack wants the vTPM to be there. The worker alone has the connection
+    /// to xenstored, which it replaces when it confines itself.
     pub(super) fn give_up(&self) -> GiveUp {
-        let (store, online) = (Rc::clone(&self.store), self.paths.backend("online"));
+        let (store, online) = (Rc::downgrade(&self.store), self.paths.backend("online"));
         GiveUp::when(move || {
-            let online = store.read(&online);
-            online.is_ok_and(|online| online.as_deref() != Some("1"))
+            let online = store.upgrade().map(|store| store.read(&online));
+            matches!(online, Some(Ok(online)) if online.as_deref() != Some("1"))
         })
     }
 
@@ -217,6 +218,10 @@ impl Worker {
             Some(Connected | Closing) if guest => {
                 self.stage = Stage::Connected;
                 Ok(self.lost(&Failure::Gone))
+            }
+            Some(Closed) if self.shared.revives.get() != 0 => {
+                self.shared.revives.set(0);
+                Ok(self.start_again())
             }
             Some(Closed) => {
                 log::warn!("closed by a former worker");

@@ -328,15 +328,16 @@ impl Tpm {
         Ok(())
     }
 
-    /// Stores the volatile state for the next start of this guest, durably.
-    pub fn save(&mut self, vm: Option<&str>) -> Result<(), Error> {
+    /// Stores the volatile state. What makes it durable, and the next start of this guest take it up, is
+    /// [`State::mark_saved`].
+    pub fn save(&mut self) -> Result<(), Error> {
         // The toolstack takes the vTPM away: that is no reason to stop now.
         self.client.set_give_up(GiveUp::never());
         self.client.store_volatile().map_err(|e| {
             let path = &self.held.state.path;
             Error::Store(path.display().to_string(), state::free_space(path), e)
         })?;
-        Ok(self.held.state.mark_saved(vm)?)
+        Ok(())
     }
 
     /// Ends the process after [`save`](Self::save): nothing of it is written any more.
@@ -423,6 +424,11 @@ impl Tpm {
     /// The state directory.
     pub fn state_path(&self) -> &Path {
         &self.held.state.path
+    }
+
+    /// The state.
+    pub fn state(&self) -> &State {
+        &self.held.state
     }
 
     /// swtpm's process id.

@@ -2,7 +2,7 @@
 
 //! What a worker waits for, descriptors and points in time, and who looks after each.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{poll, PollFd, PollFlags};
@@ -14,6 +14,7 @@ use crate::lifecycle::Stage;
 /// Something to look after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ready {
+    Broker,
     Store,
     Signal,
     Messages,
@@ -27,11 +28,14 @@ pub(super) enum Ready {
 impl Worker {
     /// Waits for anything.
     pub(super) fn wait(&self) -> Vec<Ready> {
-        let mut watched: Vec<(Ready, BorrowedFd<'_>)> = vec![
+        // With the broker its I/O process ends: that is the worker's end, and not that of a connection.
+        let broker = self.broker.iter();
+        let mut watched: Vec<_> = broker.map(|it| (Ready::Broker, it.as_fd())).collect();
+        watched.extend([
             (Ready::Store, self.store.as_fd()),
             (Ready::Signal, self.signals.as_fd()),
             (Ready::Messages, self.messages.as_fd()),
-        ];
+        ]);
         match &self.power {
             Power::Off | Power::Blocked(_) => (),
             Power::Setup(setup, _) => watched.push((Ready::Process, setup.as_fd())),
@@ -85,6 +89,10 @@ impl Worker {
 
     pub(super) fn on_ready(&mut self, ready: Ready) -> Option<Outcome> {
         match ready {
+            Ready::Broker => {
+                log::error!("the broker has ended");
+                Some(self.hand_over())
+            }
             Ready::Store => {
                 // The paths do not matter: everything is looked at. What is queued is bounded by xenstored.
                 for _ in 0..64 {

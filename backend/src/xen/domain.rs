@@ -7,6 +7,8 @@ use std::ffi::{c_int, c_uint, c_void, CStr};
 use std::io;
 use std::ptr::{self, NonNull};
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 
 /// The releases whose `xc_domain_getinfo_single` was looked at.
@@ -74,7 +76,7 @@ impl Context {
 }
 
 /// What became of a domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Domain {
     /// It runs, or is paused.
     Alive,

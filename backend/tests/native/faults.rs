@@ -8,8 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::takeover;
+
 /// The kinds of processes, as faults.c has them.
-pub(crate) const KINDS: [&str; 3] = ["run", "serve", "io"];
+pub(crate) const KINDS: [&str; 4] = ["run", "serve", "io", "broker"];
 
 /// Bytes of a slot: calls, which call is to fail, with what error, how long each is delayed.
 const SLOT: usize = 16;
@@ -31,7 +33,7 @@ pub(crate) fn calls() -> Vec<&'static str> {
 }
 
 impl Faults {
-    /// Makes the file in the stand-ins' directory.
+    /// Makes the file in the stand-ins' directory, and that of a takeover.
     pub(crate) fn new(directory: &Path) -> Self {
         let file = File::options()
             .read(true)
@@ -42,6 +44,7 @@ impl Faults {
             .unwrap();
         let size = KINDS.len() * calls().len() * SLOT;
         file.set_len(size as u64).unwrap();
+        std::fs::write(directory.join("takeover"), vec![0; takeover::SIZE]).unwrap();
         Self(file)
     }
 

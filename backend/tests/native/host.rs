@@ -9,7 +9,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{mount, mount_change, MountFlags, MountPropagationFlags};
@@ -22,6 +21,7 @@ use crate::faults::Faults;
 use crate::hypervisor::Hypervisor;
 use crate::processes::all_processes;
 use crate::standins;
+use crate::uids::Uids;
 use crate::xenstore::Xenstore;
 
 const XENSTORED: &str = "/usr/lib/xen-4.20/bin/xenstored";
@@ -32,17 +32,14 @@ const REAL: &str = "/usr/lib/real";
 /// Nothing here takes as long, on a busy machine either.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 
-/// The users of one host's vTPMs.
-const UIDS: u32 = 2_000;
-
 /// A host, as the tests see it.
 pub(crate) struct Host {
     manager: RefCell<Option<Child>>,
-    xenstored: Child,
+    pub(crate) xenstored: Child,
     pub(crate) hypervisor: Hypervisor,
     pub(crate) faults: Faults,
     pub(crate) store: Xenstore,
-    first_uid: u32,
+    uids: Uids,
     environment: Vec<(String, String)>,
     /// Removed after everything above has ended.
     directory: TempDir,
@@ -94,21 +91,6 @@ fn can_run() -> bool {
     false
 }
 
-/// The first user of a host's vTPMs: where this root is an ordinary user's, with a namespace of some
-/// 65,536 ids, one of those.
-fn first_uid(host: u32) -> u32 {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap();
-    let all: u64 = map
-        .lines()
-        .map(|line| line.split_ascii_whitespace().nth(2).unwrap())
-        .map(|count| count.parse::<u64>().unwrap())
-        .sum();
-    match all > 1 << 31 {
-        true => 1_800_000_000 + host * UIDS,
-        false => 20_000 + host % 20 * UIDS,
-    }
-}
-
 /// The program under test: another one if `XEN_VTPMD` says so, such as an old release.
 pub(crate) fn binary() -> PathBuf {
     let other = std::env::var_os("XEN_VTPMD").map(PathBuf::from);
@@ -144,12 +126,9 @@ impl Host {
 
     /// Without a manager yet, and with lines for its configuration.
     pub(crate) fn bare(config: &str) -> Option<Self> {
-        static HOSTS: AtomicU32 = AtomicU32::new(0);
-
         if !can_run() {
             return None;
         }
-        let number = HOSTS.fetch_add(1, Ordering::Relaxed) + std::process::id() % 256 * 64;
         let directory = tempfile::tempdir().unwrap();
         let path = |name: &str| directory.path().join(name).display().to_string();
         // Of this test's thread, and of the processes that it starts.
@@ -180,14 +159,13 @@ impl Host {
         hypervisor.grant(0, 1);
         std::mem::forget(hypervisor.port(0, 1));
         let (xenstored, store) = start_xenstored(directory.path(), &environment);
-        let first_uid = first_uid(number);
         let host = Self {
             manager: RefCell::new(None),
             xenstored,
             hypervisor,
             faults,
             store,
-            first_uid,
+            uids: Uids::take(),
             environment,
             directory,
         };
@@ -211,7 +189,7 @@ impl Host {
 
     /// Writes the configuration that the next manager reads.
     pub(crate) fn configure(&self, lines: &str) {
-        let (state, uid) = (self.state_dir(), self.first_uid);
+        let (state, uid) = (self.state_dir(), self.uids.first);
         let text = format!("state-dir = {state:?}\nfirst-uid = {uid}\n{lines}");
         fs::write(self.path("config.toml"), text).unwrap();
     }
@@ -410,6 +388,11 @@ impl Host {
         self.only("serve", domid)
     }
 
+    /// The broker of a domain's vTPM, once its guest is connected.
+    pub(crate) fn broker(&self, domid: u16) -> u32 {
+        self.only("broker", domid)
+    }
+
     /// The I/O process of a domain's vTPM, once there is one.
     pub(crate) fn io(&self, domid: u16) -> u32 {
         self.only("io", domid)
@@ -469,8 +452,7 @@ impl Host {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         let uid = status.lines().find_map(|line| line.strip_prefix("Uid:"));
         let uid = uid.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok());
-        let uids = self.first_uid..self.first_uid + UIDS;
-        started || uid.is_some_and(|uid: u32| uids.contains(&uid))
+        started || uid.is_some_and(|uid: u32| self.uids.range().contains(&uid))
     }
 }
 

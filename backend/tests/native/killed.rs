@@ -54,6 +54,24 @@ fn a_killed_worker_has_a_successor() {
     assert!(wait_for(LIMIT, || !is_alive(swtpm)));
 }
 
+/// The end of a broker is that of its worker: the next one has a broker of its own.
+#[test]
+fn a_killed_broker_has_a_successor() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&extend(16));
+    let (before, swtpm) = (life(&mut guest), host.swtpm(7));
+    let (worker, broker) = (host.worker(7), host.broker(7));
+    signal(broker, Signal::Kill);
+    assert!(wait_for(LIMIT, || !is_alive(worker)));
+    guest.submit(&GET_RANDOM);
+    if guest.wait(LIMIT) == Outcome::Abandoned {
+        guest.done(&GET_RANDOM);
+    }
+    assert!(host.broker(7) != broker && is_alive(swtpm));
+    assert_eq!(life(&mut guest), before);
+}
+
 #[test]
 fn a_command_of_a_killed_worker_ends_once() {
     let Some(host) = Host::new() else { return };

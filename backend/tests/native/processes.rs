@@ -36,22 +36,29 @@ impl Host {
     /// in time is asleep too.
     pub(crate) fn settle(&self) {
         let own = std::process::id();
-        let look = || -> Vec<Thread> {
+        settle(|| {
             let all = all_processes().filter(|pid| *pid != own && self.is_ours(*pid));
-            let threads = |pid| numbers(&format!("/proc/{pid}/task")).map(move |tid| (pid, tid));
-            all.flat_map(threads)
-                .filter_map(|(pid, tid)| Thread::look(pid, tid))
-                .collect()
-        };
-        let mut before = look();
-        assert!(
-            wait_for(LIMIT, || {
-                let now = look();
-                let rests = now.iter().all(|thread| thread.1) && now == before;
-                before = now;
-                rests
-            }),
-            "the host does not come to rest"
-        );
+            all.collect()
+        });
     }
+}
+
+/// The same of these processes, for which a thousand others need not be looked at.
+pub(crate) fn settle(processes: impl Fn() -> Vec<u32>) {
+    let look = || -> Vec<Thread> {
+        let threads = |pid| numbers(&format!("/proc/{pid}/task")).map(move |tid| (pid, tid));
+        let all = processes().into_iter().flat_map(threads);
+        all.filter_map(|(pid, tid)| Thread::look(pid, tid))
+            .collect()
+    };
+    let mut before = look();
+    assert!(
+        wait_for(LIMIT, || {
+            let now = look();
+            let rests = now.iter().all(|thread| thread.1) && now == before;
+            before = now;
+            rests
+        }),
+        "the host does not come to rest"
+    );
 }

@@ -10,11 +10,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{mount, unmount, MountFlags, UnmountFlags};
 use rustix::thread::{move_into_link_name_space, unshare, LinkNameSpaceType, UnshareFlags};
 
 use crate::host::{wait_for, Host, LIMIT};
 use crate::processes::all_processes;
+use crate::takeover::attempts;
 use crate::toolstack::uuid;
 use crate::tpm::GET_RANDOM;
 
@@ -93,6 +95,80 @@ fn an_swtpm_is_alone_with_its_state() {
         let found = fs::read_dir(Path::new(&root).join(other));
         assert!(found.is_err(), "{other}");
     }
+}
+
+/// A worker that an attacker has taken over, once its guest is connected: it has its own TPM's state, and no other
+/// one's, nor Xen's devices, nor any program.
+#[test]
+fn a_worker_is_alone_with_its_vtpm() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&GET_RANDOM);
+    let _other = host.boot(8, &uuid(8));
+    let (worker, other, swtpm) = (host.worker(7), host.worker(8), host.swtpm(8));
+    for task in fs::read_dir(format!("/proc/{worker}/task")).unwrap() {
+        let task = task.unwrap().file_name();
+        let task = task.to_str().unwrap().parse().unwrap();
+        // To change an owner, to look after what is another's, to end another's process.
+        for name in ["CapPrm", "CapEff"] {
+            assert_eq!(status(task, name), format!("{:016x}", 0x23), "{name}");
+        }
+        for name in ["CapInh", "CapBnd", "CapAmb"] {
+            assert_eq!(status(task, name), "0".repeat(16), "{name}");
+        }
+        assert_eq!(status(task, "NoNewPrivs"), "1");
+        assert_eq!(status(task, "Seccomp"), "2");
+    }
+
+    let state = host.state_dir().display().to_string();
+    let (own, others) = (
+        format!("{state}/{}", uuid(7)),
+        format!("{state}/{}", uuid(8)),
+    );
+    let run = "/run/xen-vtpmd";
+    let allowed = [
+        ('r', format!("{own}/tpm2-00.permall")),
+        ('w', format!("{own}/new")),
+        ('u', format!("{own}/new")),
+        ('r', format!("/proc/{swtpm}/stat")),
+    ];
+    let denied = [
+        ('r', format!("{others}/tpm2-00.permall")),
+        ('w', format!("{others}/new")),
+        ('u', format!("{others}/tpm2-00.permall")),
+        ('r', format!("{others}.lock")),
+        ('w', format!("{others}.saved")),
+        ('r', state.clone()),
+        ('w', format!("{run}/vtpm/8-0/record.json")),
+        ('u', format!("{run}/vtpm/8-0/worker.sock")),
+        ('r', host.path("config.toml").display().to_string()),
+        ('r', format!("/proc/{other}/mem")),
+        ('r', format!("/proc/{other}/environ")),
+        ('r', "/dev/fuse".into()),
+        ('r', "/etc/passwd".into()),
+        ('w', "/tmp/new".into()),
+        ('x', "/usr/bin/true".into()),
+        ('k', other.to_string()),
+        ('t', swtpm.to_string()),
+        ('i', String::new()),
+        ('n', String::new()),
+    ];
+    let all = [&allowed[..], &denied[..]].concat();
+    let poke = || guest.show("4");
+    let errors = attempts(&host, worker, &all, poke);
+    for ((how, on), error) in all.iter().zip(&errors) {
+        let expected: &[i32] = match allowed.contains(&(*how, on.clone())) {
+            true => &[0],
+            false => &[Errno::PERM.raw_os_error(), Errno::ACCESS.raw_os_error()],
+        };
+        assert!(expected.contains(error), "{how} {on}: error {error}");
+    }
+    // It goes on as ever.
+    assert_eq!(host.worker(7), worker);
+    guest.done(&GET_RANDOM);
+    guest.reconnect();
+    guest.done(&GET_RANDOM);
+    assert!(host.destroy(7));
 }
 
 /// Finding 20: each swtpm kept all of dom0's mounts.

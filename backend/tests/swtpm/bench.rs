@@ -203,7 +203,8 @@ impl Running {
 
     /// Saves it.
     pub(crate) fn end_saved(mut self) {
-        self.tpm.save(None).unwrap();
+        self.tpm.save().unwrap();
+        self.tpm.state().mark_saved(None).unwrap();
         self.tpm.end_saved(&self.run);
     }
 
