@@ -5,7 +5,6 @@
 //! tpm2-tools talk to the host's TPM, and check the quote.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -18,6 +17,7 @@ use sha2::{Digest, Sha256};
 use crate::admin;
 use crate::config::{Config, Uuid};
 use crate::files::read_plain;
+use crate::hex;
 use crate::measure;
 use crate::notes::{Notes, Use};
 
@@ -58,25 +58,16 @@ pub struct Hex(String);
 
 impl Hex {
     fn of(bytes: &[u8]) -> Self {
-        Self(bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        }))
+        Self(hex::text(bytes))
     }
 
     fn bytes(&self) -> Result<Vec<u8>, Error> {
-        let text = self.0.as_bytes();
-        let digit = |b: u8| {
-            char::from(b)
-                .to_digit(16)
-                .filter(|_| !b.is_ascii_uppercase())
-        };
-        let pair = |pair: &[u8]| match pair {
-            [high, low] => Some(((digit(*high)? << 4) | digit(*low)?) as u8),
-            _ => None,
-        };
-        let bytes = text.chunks(2).map(pair).collect::<Option<_>>();
-        bytes.ok_or_else(|| Error::Invalid(format!("{:?} are no hex digits", self.0)))
+        let mut bytes = vec![0; self.0.len() / 2];
+        let is_lower = !self.0.bytes().any(|digit| digit.is_ascii_uppercase());
+        match is_lower && hex::read(self.0.as_bytes(), &mut bytes) {
+            true => Ok(bytes),
+            false => Err(Error::Invalid(format!("{:?} are no hex digits", self.0))),
+        }
     }
 }
 

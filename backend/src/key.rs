@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Uuid;
 use crate::files::write_durably;
+use crate::hex;
 
 /// What the keys are bound to.
 const PURPOSE: &[u8] = b"xen-vtpmd state encryption, version 1, ";
@@ -151,7 +152,7 @@ impl Master {
     /// From 64 hex digits, with space behind them.
     pub fn from_hex(text: &[u8]) -> Option<Self> {
         let mut key = Zeroizing::new([0; LEN]);
-        unhex(text.trim_ascii_end(), &mut key[..]).then_some(Self(key))
+        hex::read(text.trim_ascii_end(), &mut key[..]).then_some(Self(key))
     }
 
     /// A new one.
@@ -163,7 +164,9 @@ impl Master {
 
     /// As hex digits.
     pub fn hex(&self) -> Zeroizing<[u8; 2 * LEN]> {
-        hex(&self.0)
+        let mut text = Zeroizing::new([0; 2 * LEN]);
+        hex::write(&self.0[..], &mut text[..]);
+        text
     }
 
     /// A name for it that does not give it away.
@@ -197,7 +200,9 @@ impl Key {
     /// The key as hex digits in memory that a process inherits.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
         let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
-        file.write_all(&hex(&self.0)[..])?;
+        let mut text = Zeroizing::new([0; 2 * LEN]);
+        hex::write(&self.0[..], &mut text[..]);
+        file.write_all(&text[..])?;
         file.rewind()?;
         Ok(file.into())
     }
@@ -327,31 +332,6 @@ fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
         path: path.to_owned(),
         source,
     }
-}
-
-fn hex(key: &[u8; LEN]) -> Zeroizing<[u8; 2 * LEN]> {
-    let mut text = Zeroizing::new([0; 2 * LEN]);
-    for (digits, byte) in text.chunks_exact_mut(2).zip(key) {
-        let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
-        digits[0] = digit(byte >> 4);
-        digits[1] = digit(byte & 15);
-    }
-    text
-}
-
-/// Hex digits to bytes: false if they are none, or not as many.
-fn unhex(text: &[u8], into: &mut [u8]) -> bool {
-    let digit = |b: u8| char::from(b).to_digit(16).map(|n| n as u8);
-    text.len() == 2 * into.len()
-        && text.chunks_exact(2).zip(into).all(|(pair, byte)| {
-            match (digit(pair[0]), digit(pair[1])) {
-                (Some(high), Some(low)) => {
-                    *byte = (high << 4) | low;
-                    true
-                }
-                _ => false,
-            }
-        })
 }
 
 #[cfg(test)]

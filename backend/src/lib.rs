@@ -18,6 +18,7 @@ pub mod event_loop;
 pub mod events;
 pub mod exchange;
 pub mod files;
+pub mod hex;
 pub mod hooks;
 pub mod io;
 pub mod key;

@@ -4,7 +4,7 @@
 //! as far as the process itself bears it out.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Uuid;
+use crate::files::write_durably;
 use crate::swtpm::client::wait_readable;
 use crate::swtpm::Version;
 use crate::xenbus::Id;
@@ -168,15 +169,7 @@ impl Record {
 
     /// Writes it, whole or not at all.
     pub fn write(&self, run: &RunDir) -> io::Result<()> {
-        let new = run.record().with_extension("new");
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        fs::rename(new, run.record())
+        write_durably(&run.record(), &serde_json::to_vec(self)?)
     }
 
     /// Reads it; `None` if there is none.

@@ -209,6 +209,7 @@ def under_apparmor(bed):
     kinds = {
         r"/usr/sbin/xen-vtpmd run": "xen-vtpmd",
         r"\S+ .*\bserve\b.*": "xen-vtpmd-worker",
+        r"\S+ .*\bbroker\b.*": "xen-vtpmd-worker",
         r"\S+ .*\bio\b.*": "xen-vtpmd-worker",
         r"(?:/usr/bin/)?swtpm socket .*": "xen-vtpmd-swtpm",
     }

@@ -3,11 +3,10 @@
 //! The event log, as the TCG PC Client Platform Firmware Profile has it: crypto-agile for a TPM 2.0, of SHA-1 for
 //! a TPM 1.2; and as nodes of xenstore.
 
-use std::fmt::Write as _;
-
 use xen_tpm_protocol::layout::{EVENT_LOG_CHUNK, EVENT_LOG_CHUNKS};
 
 use super::digest::{Bank, Digests};
+use crate::hex;
 use crate::swtpm::Version;
 
 /// The longest log that xenstore's nodes have room for.
@@ -94,13 +93,7 @@ impl EventLog {
 
 /// The values of the nodes `0`, `1`, and so on.
 pub fn nodes(log: &[u8]) -> Vec<String> {
-    let hex = |bytes: &[u8]| {
-        bytes.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    };
-    log.chunks(EVENT_LOG_CHUNK).map(hex).collect()
+    log.chunks(EVENT_LOG_CHUNK).map(hex::text).collect()
 }
 
 #[cfg(test)]
