@@ -184,7 +184,7 @@ def certified(bed, guest):
     files = f"test -e {STATE}/{CERTIFIED}/tpm2-00.permall && test -e {CA}/issuercert.pem"
     wait.until(
         lambda: bed.machine.run(files)[0] == 0,
-        90,
+        240,
         lambda: bed.machine.must(f"journalctl -u {UNIT} --no-pager | tail; ls -lR {STATE} {CA}"),
         pause=1,
     )

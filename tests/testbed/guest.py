@@ -50,9 +50,11 @@ class Guest:
         options="",
         slowness=1,
         early="earlyprintk=xen",
+        start_limit=START_LIMIT,
         **config,
     ):
         self.machine, self.name, self.vtpms = machine, name, list(vtpms)
+        self._start_limit = start_limit
         self._slowness = slowness * wait.slowness()
         self._config = {
             "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
@@ -97,7 +99,7 @@ class Guest:
     def wait_ready(self, anew=False):
         """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a
         while there is none of that name."""
-        self._wait(lambda line: "@@ready" in line, START_LIMIT, "start", anew)
+        self._wait(lambda line: "@@ready" in line, self._start_limit, "start", anew)
 
     def _lines(self):
         try:

@@ -18,14 +18,15 @@ DISK_DOM0 = os.path.join(os.path.dirname(TESTS), "tools/package/dom0")
 DOM0_PROGRAMS = """
 xl xenstored oxenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper
 xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-list xenstore-chmod xenstore-watch
-xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
+xenstore-exists lsevtchn bash swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
 """.split()
 
 DOM0_MODULES = """
 xenfs xen-privcmd xen-evtchn xen-gntdev xen-gntalloc 9p 9pnet_virtio
+virtio_pci virtio_blk xen-blkback
 """.split()
 
-DISK_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic crc32c_intel".split()
+DISK_MODULES = "ext4 crc32c_generic crc32c_intel".split()
 
 GUEST_PROGRAMS = """
 modprobe insmod rmmod lsmod modinfo depmod timeout
@@ -141,6 +142,9 @@ def dom0_image(modules, backend):
     for plugin in glob.glob("/usr/lib/xen-4.*/ocaml/xsd_glue/*/*.cmxs"):
         image.program(plugin)
     image.tree("/etc/xen", skip=("scripts",))
+    for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
+        for script in glob.glob(f"/etc/xen/scripts/{path}"):
+            image.file(script)
     modules.add(image, DOM0_MODULES)
     image.program("/usr/sbin/xen-vtpmd", backend)
     image.file("/init", f"{TESTS}/dom0/init", 0o755)
@@ -202,7 +206,7 @@ def guest_image(modules, selftests, ours, hostile):
 def driver_domain_image(modules, backend):
     """A driver domain's system: as dom0's, but it is told what to do as a guest is."""
     image = dom0_image(modules, backend)
-    for name in ("init", "run"):
+    for name in ("init", "run", "serve"):
         image.file("/init" if name == "init" else f"/bed/{name}", f"{TESTS}/guest/{name}", 0o755)
     image.text("/usr/sbin/poweroff", "#!/bin/sh\nexec busybox poweroff -f\n", 0o755)
     return image

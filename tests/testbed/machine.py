@@ -34,11 +34,11 @@ class BedError(Exception):
 
 class Machine:
     """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
-    the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`. `tpm`
-    is an Swtpm."""
+    the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`; `disks`
+    are for guests. `tpm` is an Swtpm."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
-                 disk=None, keeps_disk=False, tpm=None, icount=None):
+                 disk=None, keeps_disk=False, disks=(), tpm=None, icount=None):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -90,6 +90,8 @@ class Machine:
         if disk:
             how = "cache=writeback" if keeps_disk else "snapshot=on,cache=unsafe"
             self._command += ["-drive", f"file={disk},format=raw,if=virtio,{how}"]
+        for path in disks:
+            self._command += ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe"]
         self._tpm = tpm
         self._command += tpm.arguments if tpm else []
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A Debian guest with systemd on a disk, the driver from its packages: udev, systemd-creds, and a
+LUKS volume that opens for the measured kernel alone."""
+
+import os
+import re
+
+from testbed.guest import Guest
+from testbed.report import Failure
+from tools.package import guest_disk
+from tools.package.deb import build_guest_debs
+from tools.steps import TOP, must
+
+SETS = ("deep",)
+
+# A whole Debian takes minutes to boot under emulation.
+BOOT_LIMIT = 600
+SECRET = "/dev/xvdb"
+# Bound to what xl has booted. The passphrase is what a person would type without a TPM.
+MAKE_LUKS = f"""
+set -e
+echo -n passphrase >/run/passphrase
+cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {SECRET} /run/passphrase
+systemd-cryptenroll --unlock-key-file=/run/passphrase --tpm2-device=auto --tpm2-pcrs=4+5 {SECRET}
+echo 'secret {SECRET} none tpm2-device=auto,luks,headless=true,nofail' >>/etc/crypttab
+systemctl daemon-reload
+systemctl start systemd-cryptsetup@secret.service
+mke2fs -q /dev/mapper/secret
+mount /dev/mapper/secret /mnt
+echo 'only for this kernel' >/mnt/secret
+umount /mnt
+"""
+READ_LUKS = "mount /dev/mapper/secret /mnt && cat /mnt/secret && umount /mnt"
+CREDS = """
+set -e
+echo -n word | systemd-creds encrypt --with-key=tpm2 --tpm2-pcrs=4+16 --name=word - /root/word.cred
+systemd-creds decrypt --name=word /root/word.cred -
+"""
+
+
+def says(guest, script, pattern, limit=120):
+    """The script's output is like this."""
+    found = guest.must(script, limit).strip()
+    if not re.fullmatch(pattern, found, re.DOTALL):
+        raise Failure(f"{script!r} says {found!r}, not {pattern!r}")
+    return found
+
+
+def module(guest):
+    """Loaded at boot by nobody's hand: ours, not the stock one of the same name."""
+    path = says(guest, "modinfo -n xen-tpmfront", r"/lib/modules/[^/]+/updates/xen-tpmfront\.ko.*")
+    says(guest, "grep -c ^xen_tpmfront /proc/modules", "1")
+    return path
+
+
+def devices(guest):
+    """Owners as tpm-udev has them, and the names of our rules."""
+    return says(
+        guest,
+        "udevadm settle; stat -c '%n %U:%G %a' /dev/tpm0 /dev/tpmrm0; readlink /dev/tpm-vtpm-0"
+        " /dev/tpmrm-vtpm-0",
+        "/dev/tpm0 tss:root 660\n/dev/tpmrm0 tss:tss 660\ntpm0\ntpmrm0",
+    )
+
+
+def units(guest):
+    """systemd has started all, and nothing has failed."""
+    says(guest, "systemctl is-system-running --wait || systemctl --failed", "running", 300)
+    return says(guest, "systemd-analyze time | head -n 1", "Startup finished in .*")
+
+
+def creds(guest):
+    """A credential for this TPM in this state, and not in another."""
+    says(guest, CREDS, "(.*\n)?word")
+    guest.must("tpm2_pcrextend 16:sha256=" + "5b" * 32)
+    done = guest.run("systemd-creds decrypt --name=word /root/word.cred -")
+    if done.code == 0:
+        raise Failure("it opens after PCR 16 was extended")
+    return done.output.strip()[-100:]
+
+
+def reboots(bed, guest):
+    """By xl, to the same kernel."""
+    bed.machine.must(f"xl reboot -w {guest.name}", 300)
+    guest.wait_ready(anew=True)
+    guest.attach()
+
+
+def other_start(guest):
+    """With another word in its command line the volume stays shut, and the guest boots."""
+    guest.shutdown(300)
+    guest.start()
+    says(guest, "grep -c other /proc/cmdline", "1")
+    says(guest, "systemctl is-active systemd-cryptsetup@secret.service || :", "failed", 300)
+    says(guest, "test -e /dev/mapper/secret || echo shut", "shut")
+
+
+def prepare():
+    """What is not made on the testbed."""
+    guest_disk.base()
+
+
+def run(bed):
+    """One guest, started three times."""
+    folder = f"{bed.work}-images"
+    os.makedirs(folder, exist_ok=True)
+    build_guest_debs([bed.kernel])
+    disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest")
+    must(["truncate", "-s", "32M", f"{folder}/secret.img"], "guest.log", "no disk")
+    vtpm = bed.vtpm("2.0")
+    bed.boot(
+        [vtpm],
+        dom0_memory=1792,
+        files={"/boot/debian.initrd": initrd},
+        disks=[disk, f"{folder}/secret.img"],
+    )
+    # What xl's script for disks finds in every other dom0.
+    bed.machine.must(
+        "modprobe -a virtio_pci virtio_blk xen-blkback; ln -sf /proc/self/fd/0 /dev/stdin"
+    )
+
+    def guest(more=""):
+        return Guest(
+            bed.machine,
+            "debian",
+            [vtpm],
+            memory=1024,
+            ramdisk="'/boot/debian.initrd'",
+            disk=["phy:/dev/vda,xvda,w", "phy:/dev/vdb,xvdb,w"],
+            extra=f"'console=hvc0 root=/dev/xvda rw quiet systemd.show_status=false {more}'",
+            on_reboot="'restart'",
+            start_limit=BOOT_LIMIT,
+        )
+
+    debian = guest()
+    bed.record("it boots", debian.start)
+    bed.record("the package's module is loaded", module, debian)
+    bed.record("names and owners of the devices", devices, debian)
+    bed.record("systemd has nothing to complain of", units, debian)
+    bed.record("tpm2_getrandom", says, debian, "tpm2_getrandom --hex 16", "[0-9a-f]{32}")
+    bed.record("a LUKS volume is bound to PCRs 4 and 5", debian.must, MAKE_LUKS, 300)
+    bed.record("systemd-creds", creds, debian)
+    bed.record("xl reboot", reboots, bed, debian)
+    bed.record("the volume opens at boot", says, debian, READ_LUKS, "only for this kernel")
+    other = guest("other")
+    bed.record("another command line: the volume stays shut", other_start, other)
+    bed.record("it shuts down", other.shutdown, 300)
