@@ -29,6 +29,8 @@ MINUTES = {
     "driver_mutations": 3,
     "save_restore_10": 2,
     "package": 4,
+    "whole_chain": 4,
+    "debian_guest": 4,
     "hostile_frontend_deep": 2,
     "guest_package": 3.5,
 }

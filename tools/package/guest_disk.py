@@ -107,7 +107,7 @@ def make(folder, kernel, bed):
             shutil.copy(deb, f"{tree}/packages")
         for path, text in {
             "etc/systemd/system/testbed.service": SERVICE,
-            "etc/fstab": "/dev/xvda / ext4 defaults 0 1\n",
+            "etc/fstab": "/dev/xvda / ext4 defaults 0 0\n",
             "etc/hostname": "guest\n",
             "etc/machine-id": "",
         }.items():
