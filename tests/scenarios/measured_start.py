@@ -12,13 +12,13 @@ OTHER_KERNEL = "/boot/other-kernel"
 
 
 def other_processes(bed):
-    """Manager, worker and I/O process are killed, and others take their places."""
+    """Manager, worker, broker and I/O process are killed, and others take their places."""
     before = bed.machine.must("pidof xen-vtpmd").split()
-    if len(before) != 3:
-        raise Failure(f"three processes are expected: {before}")
+    if len(before) != 4:
+        raise Failure(f"four processes are expected: {before}")
     bed.stop_backend(f"kill -9 {' '.join(before)}")
     bed.start_backend()
-    must_be(bed.machine, "pidof xen-vtpmd | wc -w", "3", 30)
+    must_be(bed.machine, "pidof xen-vtpmd | wc -w", "4", 30)
 
 
 def run(bed):
