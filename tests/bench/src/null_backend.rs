@@ -9,14 +9,20 @@ mod null_tpm;
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 
-use rustix::event::{poll, PollFd, PollFlags};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags, EventVec};
 use xen_vtpmd::exchange::{Delivery, Exchange, Look};
 use xen_vtpmd::xen::{EventChannel, GrantedPage, Store};
 use xen_vtpmd::xenbus::{self, BusState, Id, Paths, RingParams};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// xenstore's connection in the epoll set; vTPMs are counted from 1 on.
+const STORE: u64 = 0;
+/// How many events one wait returns; the others come with the next.
+const EVENTS_PER_WAIT: usize = 16;
 
 /// A connection to a guest.
 struct Connection {
@@ -53,6 +59,7 @@ impl Connection {
 /// One vTPM.
 struct Vtpm {
     id: Id,
+    number: u64,
     paths: Paths,
     /// What the guest has published, and the connection to it.
     connection: Option<(RingParams, Connection)>,
@@ -66,10 +73,10 @@ impl Vtpm {
     }
 
     /// Does what the guest's state asks for.
-    fn follow(&mut self, store: &Store) -> Result<()> {
+    fn follow(&mut self, store: &Store, epoll: &OwnedFd) -> Result<()> {
         let state = store.read(&self.paths.frontend("state"))?;
         match state.and_then(|state| state.parse().ok()) {
-            Some(BusState::Initialised | BusState::Connected) => self.connect(store),
+            Some(BusState::Initialised | BusState::Connected) => self.connect(store, epoll),
             Some(BusState::Closing) if self.connection.take().is_some() => {
                 self.show(store, BusState::Closing)
             }
@@ -81,13 +88,16 @@ impl Vtpm {
         }
     }
 
-    fn connect(&mut self, store: &Store) -> Result<()> {
+    fn connect(&mut self, store: &Store, epoll: &OwnedFd) -> Result<()> {
         let new = RingParams::read(store, &self.paths)?;
         if self.connection.as_ref().is_some_and(|(old, _)| *old == new) {
             return Ok(());
         }
         self.connection = None;
-        self.connection = Some((new, Connection::open(self.id, new)?));
+        let connection = Connection::open(self.id, new)?;
+        let data = EventData::new_u64(self.number);
+        epoll::add(epoll, &connection.event, data, EventFlags::IN)?;
+        self.connection = Some((new, connection));
         self.serve()?;
         self.show(store, BusState::Connected)
     }
@@ -112,12 +122,13 @@ impl Vtpm {
     }
 }
 
-/// All of them.
+/// All of them. The time of a wait does not grow with their number.
 struct Backend {
+    epoll: OwnedFd,
     store: Store,
     own_domid: u16,
-    vtpms: BTreeMap<u32, Vtpm>,
-    last: u32,
+    vtpms: BTreeMap<u64, Vtpm>,
+    last: u64,
 }
 
 impl Backend {
@@ -125,37 +136,28 @@ impl Backend {
         let store = Store::open()?;
         let own_domid = xenbus::own_domid(&store)?;
         store.watch(&Paths::base(own_domid), "all")?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        epoll::add(&epoll, &store, EventData::new_u64(STORE), EventFlags::IN)?;
         Ok(Self {
+            epoll,
             store,
             own_domid,
             vtpms: BTreeMap::new(),
-            last: 0,
+            last: STORE,
         })
     }
 
     fn run(mut self) -> Result<()> {
+        let mut events = EventVec::with_capacity(EVENTS_PER_WAIT);
         loop {
-            let connected = self
-                .vtpms
-                .iter()
-                .filter_map(|(number, vtpm)| Some((*number, &vtpm.connection.as_ref()?.1.event)));
-            let (numbers, events): (Vec<u32>, Vec<&EventChannel>) = connected.unzip();
-            let mut fds = vec![PollFd::new(&self.store, PollFlags::IN)];
-            fds.extend(
-                events
-                    .into_iter()
-                    .map(|event| PollFd::new(event, PollFlags::IN)),
-            );
-            poll(&mut fds, -1)?;
-
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            for (number, _) in numbers.iter().zip(&ready[1..]).filter(|(_, ready)| **ready) {
-                if let Some(vtpm) = self.vtpms.get_mut(number) {
+            epoll::wait(&self.epoll, &mut events, -1)?;
+            for event in events.iter() {
+                let number = { event.data }.u64();
+                if number == STORE {
+                    self.on_store()?;
+                } else if let Some(vtpm) = self.vtpms.get_mut(&number) {
                     vtpm.on_event()?;
                 }
-            }
-            if ready[0] {
-                self.on_store()?;
             }
         }
     }
@@ -176,7 +178,7 @@ impl Backend {
             let value = |node: &str| self.store.read(&vtpm.paths.backend(node));
             if value("online")?.as_deref() == Some("1") {
                 // A guest that says nonsense, or is going away, is not served.
-                if let Err(e) = vtpm.follow(&self.store) {
+                if let Err(e) = vtpm.follow(&self.store, &self.epoll) {
                     eprintln!("xen-null-backend: {}: {e}", vtpm.id);
                 }
             } else {
@@ -208,6 +210,7 @@ impl Backend {
         self.last += 1;
         let vtpm = Vtpm {
             id,
+            number: self.last,
             paths,
             connection: None,
             answer: Vec::new(),
