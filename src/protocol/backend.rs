@@ -86,8 +86,8 @@ impl Vacant {
         Self(())
     }
 
-    /// For a page whose command was lost with whoever worked on it: it is abandoned, since it may have
-    /// been carried out. The frontend has to be notified.
+    /// For a page whose command was lost with the worker that had it: it is abandoned, since it may
+    /// have been carried out. The frontend has to be notified.
     pub fn interrupted<P: Page>(page: &P) -> Self {
         if let Some(State::Submit | State::Cancel) = State::from_wire(page.state()) {
             page.set_state(State::Idle as u8);

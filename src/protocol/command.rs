@@ -132,8 +132,8 @@ pub enum Wait {
     Interrupted,
 }
 
-/// Where the waiting task and those who want something of it meet: the interrupt handler, whoever
-/// cancels, and the driver when the backend goes away. It outlives the single connection.
+/// What the waiting task shares with the interrupt handler, a task that cancels, and the driver
+/// when the backend goes away. It outlives the single connection.
 pub trait WaitContext {
     /// The flags' type.
     type Flag: Flag;
@@ -400,8 +400,7 @@ impl CommandSlot {
         loop {
             context.arm_irq();
             cancelling = match cancelling.poll(page) {
-                // Whoever only wanted the command to end soon may have its response. For the others
-                // it comes too late.
+                // A task that cancelled may have the response. For the others it comes too late.
                 Ok(completed) if failure == Failure::Cancelled => return Ok(completed),
                 Ok(Completed::Finished(finished)) => {
                     self.idle = Some(finished.discard(page));

@@ -71,8 +71,8 @@ impl<H: Handler> EventChannel<H> {
             )
         };
         // A binding that failed has closed the port, unless the interrupt's descriptor could not be
-        // allocated. To close it again might hit whoever has that port by now; to lose a port when
-        // there is no memory is the lesser evil.
+        // allocated. To close it again might close a new owner's port; to lose a port when there is
+        // no memory is the lesser evil.
         to_result(irq)?;
 
         // INVARIANT: The binding succeeded.

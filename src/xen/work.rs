@@ -23,8 +23,8 @@ fn raw_work<T: HasWork<T, ID>, const ID: u64>(item: &Arc<T>) -> *mut bindings::w
     unsafe { Work::raw_get(work) }
 }
 
-/// Waits until an item that was enqueued has run, and runs no longer. Whoever may enqueue it again
-/// has stopped doing so. A module has to call this before it can be unloaded.
+/// Waits until an item that was enqueued has run, and runs no longer. Nothing may enqueue it
+/// meanwhile. A module has to call this before it can be unloaded.
 pub(crate) fn flush<T: HasWork<T, ID>, const ID: u64>(item: &Arc<T>) {
     // SAFETY: The work item is initialised, as `Work` has no other way to be made, and stays alive.
     unsafe { bindings::flush_work(raw_work(item)) };
