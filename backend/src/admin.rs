@@ -33,7 +33,7 @@ use crate::worker;
 mod list;
 
 use list::*;
-pub use list::{entry, list, now, table, users, Entry};
+pub use list::{entry, key_of, list, now, table, users, Entry};
 
 /// More than any file of swtpm's has.
 const MAX_FILE: u64 = 1 << 20;

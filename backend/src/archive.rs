@@ -20,9 +20,16 @@ use crate::config::{Config, Uuid};
 use crate::files::read_plain;
 use crate::key;
 use crate::measure;
+use crate::migrate::mark::Mark;
 use crate::notes::Notes;
 use crate::state::{self, sync_folder, version_of_state, Lock, State};
 use crate::swtpm::Version;
+
+mod read;
+pub mod transfer;
+
+pub use read::Files;
+use read::{read_archive, read_folder};
 
 /// The format that is written, and the first one that is read: 2 has `identity`, `saved_for` and `key`.
 const FORMAT: u32 = 2;
@@ -218,7 +225,7 @@ pub fn export(config: &Config, uuid: &Uuid, file: &Path, keep: bool) -> Result<b
     }
     // What a TPM in use has in memory is not saved.
     let saved = lock.is_some() && state.is_saved()?;
-    write(&state, saved, file)?;
+    write(&state, &Manifest::of(&state, saved)?, file)?;
     if !keep {
         state.remove()?;
         admin::forget(&state)?;
@@ -239,7 +246,7 @@ fn lock_soon(state: &State, keep: bool) -> Result<Lock, state::Error> {
 }
 
 /// Writes the archive under a name that nobody knows, and gives it its own when it is whole, unless that is taken.
-fn write(state: &State, saved: bool, path: &Path) -> Result<(), Error> {
+fn write(state: &State, manifest: &Manifest, path: &Path) -> Result<(), Error> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
@@ -247,7 +254,6 @@ fn write(state: &State, saved: bool, path: &Path) -> Result<(), Error> {
     if path.try_exists().map_err(at(path))? {
         return Err(at(path)(io::ErrorKind::AlreadyExists.into()));
     }
-    let manifest = Manifest::of(state, saved)?;
     // Made anew, and for its owner only.
     let file = NamedTempFile::new_in(folder).map_err(at(folder))?;
     let mut archive = Builder::new(file);
@@ -261,9 +267,9 @@ fn write(state: &State, saved: bool, path: &Path) -> Result<(), Error> {
             .map_err(at(path))
     };
 
-    let manifest = serde_json::to_vec(&manifest).map_err(|e| at(path)(e.into()))?;
-    add(MANIFEST, &manifest)?;
-    for name in known(state.version, saved) {
+    let text = serde_json::to_vec(manifest).map_err(|e| at(path)(e.into()))?;
+    add(MANIFEST, &text)?;
+    for name in known(state.version, manifest.saved) {
         let from = state.path.join(name);
         match read_plain(&from, MAX_FILE) {
             Ok(bytes) => add(name, &bytes)?,
@@ -300,16 +306,7 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
         Some(identity) => identity.parse().map_err(bad)?,
         None => exported.clone(),
     };
-    if !files.iter().any(|(name, _)| *name == version.state_file()) {
-        return Err(bad(format!("{} is not in it", version.state_file())));
-    }
-    if manifest.saved
-        && !files
-            .iter()
-            .any(|(name, _)| *name == version.volatile_file())
-    {
-        return Err(bad(format!("{} is not in it", version.volatile_file())));
-    }
+    check_files(&manifest, version, &files, path)?;
     match config.policy(&uuid).version {
         Some(wanted) if wanted != version => {
             return Err(Error::State(state::Error::Version {
@@ -338,7 +335,8 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
         version,
         ..config.state(&uuid, None)?
     };
-    let _lock = state.lock()?;
+    // One that has moved away may come back in a file.
+    let _lock = state.lock_to_import()?;
     if state.path.try_exists().map_err(at(&state.path))? {
         return Err(Error::Exists(uuid));
     }
@@ -359,16 +357,7 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
         _ => (),
     }
     let folder = state.make_unfinished()?;
-    for (name, bytes) in files {
-        let path = folder.join(name);
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&path);
-        file.and_then(|mut file| {
-            file.write_all(&bytes)?;
-            file.sync_all()
-        })
-        .map_err(at(&path))?;
-    }
+    fill(&folder, files)?;
     key::import_mark(manifest.key.as_ref(), &exported, &uuid, &state.path)
         .map_err(admin::Error::from)?;
     if how.identity == Identity::New {
@@ -384,111 +373,52 @@ pub fn import(config: &Config, path: &Path, how: &Import) -> Result<Imported, Er
         .map_err(at(&state.path.with_extension("info")))?;
     measure::keep_log(&state.path, manifest.event_log.as_deref()).map_err(admin::Error::from)?;
     state.finish(config, manifest.saved, manifest.saved_for.as_deref())?;
+    Mark::remove(&state.path).map_err(at(&state.path))?;
     Ok(Imported { uuid, remarks })
 }
 
+/// What an archive has to have.
+fn check_files(
+    manifest: &Manifest,
+    version: Version,
+    files: &Files,
+    path: &Path,
+) -> Result<(), Error> {
+    let volatile = manifest.saved.then_some(version.volatile_file());
+    let mut wanted = [Some(version.state_file()), volatile].into_iter().flatten();
+    match wanted.find(|wanted| !files.iter().any(|(name, _)| name == wanted)) {
+        Some(missing) => Err(Error::Bad {
+            path: path.to_owned(),
+            reason: format!("{missing} is not in it"),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Makes the files of a state.
+fn fill(folder: &Path, files: Files) -> Result<(), Error> {
+    for (name, bytes) in files {
+        let path = folder.join(name);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        file.and_then(|mut file| {
+            file.write_all(&bytes)?;
+            file.sync_all()
+        })
+        .map_err(at(&path))?;
+    }
+    Ok(())
+}
+
 /// Who has this identity here.
-fn holder(config: &Config, identity: &Uuid) -> Result<Option<String>, Error> {
+pub fn holder(config: &Config, identity: &Uuid) -> Result<Option<String>, Error> {
     let identity = identity.to_string();
     let entries = list(config, &HashMap::new())?;
     let holder = entries.into_iter().find(|entry| {
         let own = entry.identity.as_ref().unwrap_or(&entry.uuid);
-        *own == identity
+        // Of one that has moved away there is a mark alone.
+        let is_here = entry.version.is_some() || entry.migration.is_none();
+        is_here && *own == identity
     });
     Ok(holder.map(|entry| entry.uuid))
-}
-
-/// One entry of an archive.
-type NameAndBytes = (Vec<u8>, Vec<u8>);
-
-/// Names and contents.
-type Files = Vec<(&'static str, Vec<u8>)>;
-
-fn read_folder(path: &Path, uuid: &Uuid) -> Result<(Manifest, Files), Error> {
-    let version = version_of_state(path).map_err(at(path))?;
-    let version = version.ok_or_else(|| Error::Bad {
-        path: path.to_owned(),
-        reason: "there is no tpm2-00.permall and no tpm-00.permall in it".into(),
-    })?;
-    let mut files = Vec::new();
-
-    // A volatile state is of use only with a guest that was saved, of whom nothing is known here.
-    for name in known(version, false) {
-        let from = path.join(name);
-        match read_plain(&from, MAX_FILE) {
-            Ok(bytes) => files.push((name, bytes)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (),
-            Err(e) => return Err(at(&from)(e)),
-        }
-    }
-    let manifest = Manifest {
-        format: FORMAT,
-        uuid: uuid.to_string(),
-        version: version.to_string(),
-        saved: false,
-        saved_for: None,
-        event_log: None,
-        identity: None,
-        key: None,
-    };
-    Ok((manifest, files))
-}
-
-fn read_archive(path: &Path) -> Result<(Manifest, Files), Error> {
-    let bad = |reason: &str| Error::Bad {
-        path: path.to_owned(),
-        reason: reason.to_owned(),
-    };
-    let broken = |e: io::Error| bad(&e.to_string());
-    let mut archive = Archive::new(File::open(path).map_err(at(path))?);
-    // As they are: no extension of tar's gives an entry another name or size.
-    let mut entries = archive.entries().map_err(broken)?.raw(true);
-    let mut next = || -> Result<Option<NameAndBytes>, Error> {
-        let Some(entry) = entries.next() else {
-            return Ok(None);
-        };
-        let mut entry = entry.map_err(broken)?;
-        let name = entry.path_bytes().into_owned();
-        let shown = String::from_utf8_lossy(&name).into_owned();
-        if entry.header().entry_type() != EntryType::Regular {
-            return Err(bad(&format!("{shown:?} is not a plain file")));
-        }
-        if entry.size() > MAX_FILE {
-            return Err(bad(&format!("{shown:?} is too large")));
-        }
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(broken)?;
-        match bytes.len() as u64 == entry.size() {
-            true => Ok(Some((name, bytes))),
-            false => Err(bad("it is cut short")),
-        }
-    };
-
-    let manifest: Manifest = match next()? {
-        Some((name, bytes)) if name == MANIFEST.as_bytes() => {
-            serde_json::from_slice(&bytes).map_err(|e| bad(&format!("{MANIFEST}: {e}")))?
-        }
-        _ => return Err(bad(&format!("it does not start with {MANIFEST}"))),
-    };
-    if !(FIRST_FORMAT..=FORMAT).contains(&manifest.format) {
-        let reason = format!(
-            "format {}, where {FIRST_FORMAT} to {FORMAT} is expected",
-            manifest.format
-        );
-        return Err(bad(&reason));
-    }
-    let version: Version = manifest.version.parse().map_err(|e: String| bad(&e))?;
-    let known = known(version, manifest.saved);
-    let mut files: Files = Vec::new();
-    while let Some((name, bytes)) = next()? {
-        let shown = String::from_utf8_lossy(&name).into_owned();
-        match known.iter().find(|known| known.as_bytes() == name) {
-            Some(name) if files.iter().any(|(other, _)| other == name) => {
-                return Err(bad(&format!("{shown:?} is in it twice")));
-            }
-            Some(name) => files.push((name, bytes)),
-            None => return Err(bad(&format!("{shown:?} is not a TPM {version}'s file"))),
-        }
-    }
-    Ok((manifest, files))
 }

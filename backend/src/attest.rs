@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
+use clap::Args;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -20,6 +21,7 @@ use crate::files::read_plain;
 use crate::hex;
 use crate::measure;
 use crate::notes::{Notes, Use};
+use crate::seal::Pcrs;
 
 /// The form of bundle and evidence.
 const FORM: u32 = 1;
@@ -144,21 +146,33 @@ fn temporary() -> Result<tempfile::TempDir, Error> {
     tempfile::tempdir().map_err(|e| Error::File("temporary directory".into(), e))
 }
 
+/// What is asked for.
+#[derive(Clone, Debug, Args)]
+#[group(skip)]
+pub struct Attest {
+    /// Which vTPM
+    pub uuid: Uuid,
+    /// What the verifier has chosen, 16 to 128 hex digits
+    #[arg(long)]
+    pub nonce: Nonce,
+    /// The attestation key: a persistent handle of the host's TPM, or a context file
+    #[arg(long)]
+    pub ak: String,
+    /// Which PCRs of the host are quoted
+    #[arg(long, default_value = "0+1+2+3+4+5+6+7+8+9")]
+    pub pcrs: Pcrs,
+}
+
 /// Gives evidence of a vTPM, quoted by the key `ak` of the host's TPM over these PCRs.
-pub fn attest(
-    config: &Config,
-    uuid: &Uuid,
-    nonce: &Nonce,
-    ak: &str,
-    pcrs: &[u32],
-) -> Result<String, Error> {
+pub fn attest(config: &Config, how: &Attest) -> Result<String, Error> {
+    let (uuid, ak) = (&how.uuid, how.ak.as_str());
     let (state, endorsement) = admin::endorsement_of(config, uuid)?;
     let log = measure::kept_log(&state.path).map_err(admin::Error::from)?;
     let notes = Notes::read(&state.path);
     let notes = notes.map_err(|e| Error::File(format!("notes of vTPM {uuid}"), e))?;
     let evidence = Evidence {
         version: FORM,
-        nonce: nonce.0.clone(),
+        nonce: how.nonce.0.clone(),
         uuid: uuid.to_string(),
         tpm: state.version.to_string(),
         guest: notes.last_used,
@@ -167,7 +181,7 @@ pub fn attest(
     };
     let json = |e: serde_json::Error| Error::Invalid(e.to_string());
     let evidence = serde_json::to_string(&evidence).map_err(json)?;
-    let mut pcrs = pcrs.to_vec();
+    let mut pcrs = how.pcrs.0.clone();
     pcrs.sort_unstable();
     pcrs.dedup();
 

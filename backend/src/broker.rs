@@ -23,6 +23,8 @@ use rustix::process::{pidfd_open, Pid, PidfdFlags, Signal};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Sandbox, Uuid};
+use crate::migrate::depart;
+use crate::record::RunDir;
 use crate::state::State;
 use crate::swtpm::client::wait_readable;
 use crate::swtpm::{Process, Version};
@@ -53,6 +55,9 @@ pub struct Broker {
     /// The state directory
     #[arg(long)]
     state: PathBuf,
+    /// The vTPM's run directory
+    #[arg(long)]
+    run: PathBuf,
     /// The version of the TPM
     #[arg(long)]
     version: Version,
@@ -88,6 +93,14 @@ enum Request {
     Guest,
     /// Mark the state as that of a guest that was saved.
     Saved { vm: Option<String> },
+    /// Pack the TPM for another host, and mark it as sent.
+    Pack {
+        vm: Option<String>,
+        migration: String,
+        peer: String,
+    },
+    /// Is it in doubt who has a TPM that was sent?
+    InDoubt,
 }
 
 /// What the broker says to that.
@@ -96,6 +109,7 @@ enum Response {
     Started { pid: u32 },
     Ended { how: String },
     Guest(Domain),
+    InDoubt(bool),
     Done,
     Failed(String),
 }
@@ -164,17 +178,32 @@ impl Broker {
                 .map(Response::Guest)
                 .map_err(|e| e.to_string()),
             Request::Saved { vm } => {
-                let state = State {
-                    uuid: self.uuid.clone(),
-                    path: self.state.clone(),
-                    version: self.version,
-                    exists: true,
-                };
-                let marked = state.mark_saved(vm.as_deref());
+                let marked = self.state().mark_saved(vm.as_deref());
                 marked.map(|()| Response::Done).map_err(|e| e.to_string())
+            }
+            Request::Pack {
+                vm,
+                migration,
+                peer,
+            } => {
+                let file = RunDir::at(self.run.clone()).departing();
+                let packed = depart::pack(&self.state(), vm.as_deref(), &migration, &peer, &file);
+                packed.map(|()| Response::Done)
+            }
+            Request::InDoubt => {
+                depart::is_in_doubt(&self.state(), self.domid).map(Response::InDoubt)
             }
         };
         (done.unwrap_or_else(Response::Failed), None)
+    }
+
+    fn state(&self) -> State {
+        State {
+            uuid: self.uuid.clone(),
+            path: self.state.clone(),
+            version: self.version,
+            exists: true,
+        }
     }
 
     fn start(
@@ -251,6 +280,8 @@ impl Client {
             .args(["--uuid", &state.uuid.to_string()])
             .arg("--state")
             .arg(&state.path)
+            .arg("--run")
+            .arg(RunDir::path(&config.run_dir, id))
             .args(["--version", &state.version.to_string()])
             .args(["--localities", &localities.to_string()])
             .arg("--launcher")
@@ -311,6 +342,27 @@ impl Client {
         let vm = vm.map(str::to_owned);
         match self.ask(&Request::Saved { vm }, &[])? {
             (Response::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(other)),
+        }
+    }
+
+    /// Packs the TPM for another host, and marks it as sent.
+    pub fn pack(&self, vm: Option<&str>, migration: &str, peer: &str) -> Result<(), String> {
+        let request = Request::Pack {
+            vm: vm.map(str::to_owned),
+            migration: migration.to_owned(),
+            peer: peer.to_owned(),
+        };
+        match self.ask(&request, &[])? {
+            (Response::Done, _) => Ok(()),
+            (other, _) => Err(unexpected(other)),
+        }
+    }
+
+    /// Whether it is in doubt who has a TPM that was sent.
+    pub fn is_in_doubt(&self) -> Result<bool, String> {
+        match self.ask(&Request::InDoubt, &[])? {
+            (Response::InDoubt(is), _) => Ok(is),
             (other, _) => Err(unexpected(other)),
         }
     }

@@ -81,6 +81,28 @@ impl FromStr for OnDeath {
     }
 }
 
+/// What becomes of a guest that is restored without what its TPM had in memory when it was saved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestoreWithoutTpm {
+    /// It gets the TPM as after a loss of power.
+    #[default]
+    GoOn,
+    /// The toolstack is told that it cannot be.
+    Refuse,
+}
+
+impl FromStr for RestoreWithoutTpm {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "go-on" => Ok(Self::GoOn),
+            "refuse" => Ok(Self::Refuse),
+            _ => Err(format!("{s:?}: \"go-on\" or \"refuse\" is expected")),
+        }
+    }
+}
+
 /// Who has the platform's rights of a TPM: the platform hierarchy of TPM 2.0, physical presence of TPM 1.2.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PlatformHierarchy {
@@ -136,6 +158,8 @@ pub struct Policy {
     pub localities: u8,
     /// What becomes of it when its TPM dies.
     pub on_death: OnDeath,
+    /// What becomes of a guest that is restored without its TPM's memory.
+    pub restore_without_tpm: RestoreWithoutTpm,
     /// Who has the platform's rights.
     pub platform_hierarchy: PlatformHierarchy,
     /// Whether what its guest boots is measured.
@@ -155,6 +179,7 @@ impl Default for Policy {
             default_version: Version::Tpm2,
             localities: 0b111,
             on_death: OnDeath::Closed,
+            restore_without_tpm: RestoreWithoutTpm::GoOn,
             platform_hierarchy: PlatformHierarchy::Closed,
             measure: Measure::Try,
             certificates: false,

@@ -197,12 +197,17 @@ impl Master {
 }
 
 impl Key {
+    /// As hex digits.
+    pub fn hex(&self) -> Zeroizing<[u8; 2 * LEN]> {
+        let mut text = Zeroizing::new([0; 2 * LEN]);
+        hex::write(&self.0[..], &mut text[..]);
+        text
+    }
+
     /// The key as hex digits in memory that a process inherits.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
         let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
-        let mut text = Zeroizing::new([0; 2 * LEN]);
-        hex::write(&self.0[..], &mut text[..]);
-        file.write_all(&text[..])?;
+        file.write_all(&self.hex()[..])?;
         file.rewind()?;
         Ok(file.into())
     }

@@ -28,6 +28,7 @@ pub mod logger;
 pub mod manager;
 pub mod measure;
 pub mod metrics;
+pub mod migrate;
 pub mod notes;
 pub mod probe;
 pub mod record;

@@ -17,7 +17,7 @@ use rustix::process::setsid;
 
 use xen_vtpmd::admin::{self, Rekeyed};
 use xen_vtpmd::archive::{self, Identity, Import};
-use xen_vtpmd::attest::{self, Nonce};
+use xen_vtpmd::attest::{self, Attest, Nonce};
 use xen_vtpmd::broker::{self, Broker};
 use xen_vtpmd::cgroup;
 use xen_vtpmd::config::{self, Config, ConfigFile, Uuid};
@@ -27,6 +27,7 @@ use xen_vtpmd::launch::Launch;
 use xen_vtpmd::logger;
 use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
+use xen_vtpmd::migrate::{self, send::Migrate};
 use xen_vtpmd::report;
 use xen_vtpmd::seal::{self, Pcrs};
 use xen_vtpmd::status::Report;
@@ -129,19 +130,7 @@ enum Task {
         old_key: Option<PathBuf>,
     },
     /// Give evidence of a vTPM, quoted by this host's TPM, on standard output
-    Attest {
-        /// Which vTPM
-        uuid: Uuid,
-        /// What the verifier has chosen, 16 to 128 hex digits
-        #[arg(long)]
-        nonce: Nonce,
-        /// The attestation key: a persistent handle of the host's TPM, or a context file
-        #[arg(long)]
-        ak: String,
-        /// Which PCRs of the host are quoted
-        #[arg(long, default_value = "0+1+2+3+4+5+6+7+8+9")]
-        pcrs: Pcrs,
-    },
+    Attest(Attest),
     /// Check what `attest` has given, and print what it says
     VerifyAttestation {
         /// The file
@@ -199,6 +188,21 @@ enum Task {
         #[arg(long, conflicts_with = "copy")]
         new_identity: bool,
     },
+    /// Migrate a guest to another host, with its vTPMs
+    Migrate(Migrate),
+    /// Say that the TPM here is the one that counts, where a migration has failed
+    Take {
+        /// Which vTPM
+        uuid: Uuid,
+    },
+    /// Say that what a migration left here is of no use, and remove it
+    Discard {
+        /// Which vTPM
+        uuid: Uuid,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
     /// Validate a configuration file
     CheckConfig {
         /// Which one [default: --config, or /etc/xen-vtpmd.toml]
@@ -210,6 +214,9 @@ enum Task {
         /// Which shell
         shell: Shell,
     },
+    /// Receive a vTPM (migrate starts this on the other host)
+    #[command(hide = true)]
+    MigrateReceive,
     /// Serve one vTPM (the manager starts this)
     #[command(hide = true)]
     Serve {
@@ -423,15 +430,7 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                 answer => drop(answer?),
             }
         }
-        Task::Attest {
-            uuid,
-            nonce,
-            ak,
-            pcrs,
-        } => print!(
-            "{}",
-            attest::attest(&load(args.config)?, &uuid, &nonce, &ak, &pcrs.0)?
-        ),
+        Task::Attest(how) => print!("{}", attest::attest(&load(args.config)?, &how)?),
         Task::VerifyAttestation { file, nonce, ak } => {
             print!("{}", attest::verify(&file, &nonce, &ak)?);
         }
@@ -467,6 +466,14 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
                 eprintln!("xen-vtpmd: {remark}");
             }
             println!("{}", imported.uuid);
+        }
+        Task::Migrate(how) => migrate::send::run(&load(args.config)?, &how)?,
+        Task::MigrateReceive => migrate::receive::run(&load(args.config)?)?,
+        Task::Take { uuid } => migrate::resolve::take(&load(args.config)?, &uuid)?,
+        Task::Discard { uuid, yes } => {
+            let question = format!("What is here of vTPM {uuid} will be gone.");
+            admin::confirm(&question, yes)?;
+            migrate::resolve::discard(&load(args.config)?, &uuid)?;
         }
         Task::Serve { .. } | Task::Io(_) | Task::Broker(_) => (),
         Task::Launch => {

@@ -95,6 +95,11 @@ impl RunDir {
         self.0.join("io")
     }
 
+    /// The TPM that is to go to another host.
+    pub fn departing(&self) -> PathBuf {
+        self.0.join("departing.vtpm")
+    }
+
     fn record(&self) -> PathBuf {
         self.0.join("record.json")
     }

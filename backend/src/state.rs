@@ -85,6 +85,9 @@ pub enum Error {
     /// The mark of a saved guest is there without what it is about.
     #[error("{} is there, but {} is not: remove the first to start the TPM anew", .0.display(), .1.display())]
     NotSaved(PathBuf, PathBuf),
+    /// A migration has marked it.
+    #[error("{0}")]
+    Marked(String),
     /// There is no user id left.
     #[error("every user id from {0} on has a vTPM")]
     NoUid(u32),
@@ -262,17 +265,6 @@ impl State {
     /// Where the state is while it is being made.
     pub fn unfinished(&self) -> PathBuf {
         self.beside("new")
-    }
-
-    /// Takes the right to use the state, if nobody has it.
-    pub fn lock(&self) -> Result<Lock, Error> {
-        Lock::take(&self.uuid, self.beside("lock"))
-    }
-
-    /// Takes the right to the state of a vTPM that was not looked at yet.
-    pub fn lock_of(config: &Config, uuid: &Uuid) -> Result<Lock, Error> {
-        make_state_dir(&config.state_dir)?;
-        Lock::take(uuid, config.state_dir.join(format!("{uuid}.lock")))
     }
 
     /// Whether there is volatile state of a guest that was saved, whichever it was.

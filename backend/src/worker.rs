@@ -16,6 +16,7 @@ mod failure;
 mod hold;
 mod measured;
 pub mod messages;
+mod migration;
 mod requests;
 mod serving;
 mod start;
@@ -173,6 +174,8 @@ struct Worker {
     revive: Backoff,
     /// The volatile state could not be stored, and the vTPM does not close for that.
     held_for_save: bool,
+    /// The TPM was sent to another host: when to look whether the guest goes on here.
+    departed: Option<Instant>,
     last_error: Option<LastError>,
     failed_in_this_life: bool,
     /// The manager wants it to end.
@@ -238,6 +241,7 @@ impl Worker {
             connect: Backoff::new(RETRY),
             revive: Backoff::resumed(REVIVE, revivals),
             held_for_save: false,
+            departed: None,
             last_error: None,
             failed_in_this_life: false,
             stopping: false,

@@ -2,7 +2,10 @@
 
 //! The states that are there: whose, how large, since when, by which key, and whether they are in use.
 
+use std::collections::BTreeMap;
+
 use super::*;
+use crate::migrate::mark::Mark;
 
 /// What `list` knows of a state.
 #[derive(Clone, Debug, Serialize)]
@@ -26,6 +29,8 @@ pub struct Entry {
     pub in_use: Option<String>,
     /// Whose seeds and EK it has, if not its own.
     pub identity: Option<String>,
+    /// What a migration says of it: where there is something, it does not start by itself.
+    pub migration: Option<String>,
     /// What is wrong with it.
     pub problem: Option<String>,
 }
@@ -48,20 +53,22 @@ pub fn users(config: &Config) -> HashMap<String, String> {
 /// All states, by uuid.
 pub fn list(config: &Config, users: &HashMap<String, String>) -> Result<Vec<Entry>, Error> {
     let dir = &config.state_dir;
-    let mut entries = Vec::new();
+    let mut uuids = BTreeMap::new();
     let names = match fs::read_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(entries),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         names => names.map_err(at(dir))?,
     };
     for name in names {
         let name = name.map_err(at(dir))?.file_name();
-        let Some(Ok(uuid)) = name.to_str().map(str::parse::<Uuid>) else {
-            continue;
-        };
-        entries.push(entry(config, &uuid, users));
+        let name = name.to_str().unwrap_or_default();
+        // A mark without a state: one that is expected, or has moved away.
+        let name = name.strip_suffix(".migration").unwrap_or(name);
+        if let Ok(uuid) = name.parse::<Uuid>() {
+            uuids.insert(uuid.to_string(), uuid);
+        }
     }
-    entries.sort_by(|a, b| a.uuid.cmp(&b.uuid));
-    Ok(entries)
+    let entries = uuids.values().map(|uuid| entry(config, uuid, users));
+    Ok(entries.collect())
 }
 
 /// What is known of one.
@@ -72,7 +79,15 @@ pub fn entry(config: &Config, uuid: &Uuid, users: &HashMap<String, String>) -> E
         problems.push(e.to_string());
         None
     });
-    if version.is_none() && problems.is_empty() {
+    let migration = match Mark::read(&path) {
+        Ok(mark) => mark.map(|mark| mark.summary()),
+        Err(e) => {
+            problems.push(format!("UUID.migration: {e}"));
+            None
+        }
+    };
+    let only_marked = migration.is_some() && !path.exists();
+    if version.is_none() && problems.is_empty() && !only_marked {
         problems.push("no TPM's state".to_owned());
     }
     // Also what is only found out when it is used.
@@ -98,6 +113,7 @@ pub fn entry(config: &Config, uuid: &Uuid, users: &HashMap<String, String>) -> E
         key: version.map_or_else(|| "none".to_owned(), |version| key_of(&path, version)),
         in_use,
         identity: notes.identity,
+        migration,
         problem: (!problems.is_empty()).then(|| problems.join("; ")),
     }
 }
@@ -134,7 +150,7 @@ pub(super) fn is_encrypted(path: &Path, version: Version) -> io::Result<bool> {
 }
 
 /// The key of a state, by swtpm's header and the mark beside it.
-pub(super) fn key_of(path: &Path, version: Version) -> String {
+pub fn key_of(path: &Path, version: Version) -> String {
     match is_encrypted(path, version) {
         Ok(false) => return "none".to_owned(),
         Ok(true) => (),
@@ -180,6 +196,9 @@ pub fn table(entries: &[Entry]) -> String {
         );
         if let Some(identity) = &entry.identity {
             let _ = write!(table, "; a copy of {}", Plain(identity));
+        }
+        if let Some(migration) = &entry.migration {
+            let _ = write!(table, "; {}", Plain(migration));
         }
         if let Some(problem) = &entry.problem {
             let _ = write!(table, "; {}", Plain(problem));

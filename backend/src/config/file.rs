@@ -12,7 +12,7 @@ use std::str::FromStr;
 use log::LevelFilter;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
-use super::{Config, OnDeath, PlatformHierarchy, Policy, Sandbox, Uuid};
+use super::{Config, OnDeath, PlatformHierarchy, Policy, RestoreWithoutTpm, Sandbox, Uuid};
 use crate::cgroup::Limits;
 use crate::measure::Measure;
 use crate::swtpm::Version;
@@ -155,6 +155,7 @@ struct Keys {
     version: Option<Parsed<Version>>,
     localities: Option<Localities>,
     on_death: Option<Parsed<OnDeath>>,
+    restore_without_tpm: Option<Parsed<RestoreWithoutTpm>>,
     platform_hierarchy: Option<Parsed<PlatformHierarchy>>,
     measure: Option<Parsed<Measure>>,
     certificates: Option<bool>,
@@ -203,6 +204,9 @@ impl Keys {
             default_version: else_.default_version,
             localities: self.localities.map_or(else_.localities, |bits| bits.0),
             on_death: self.on_death.map_or(else_.on_death, |choice| choice.0),
+            restore_without_tpm: self
+                .restore_without_tpm
+                .map_or(else_.restore_without_tpm, |choice| choice.0),
             platform_hierarchy: self
                 .platform_hierarchy
                 .map_or(else_.platform_hierarchy, |choice| choice.0),
@@ -421,6 +425,10 @@ mod tests {
             (
                 "[tpm]\nmemory = '1'",
                 "line 2: \"memory = '1'\": invalid type: string",
+            ),
+            (
+                "[tpm]\nrestore-without-tpm = 'x'",
+                "\"x\": \"go-on\" or \"refuse\"",
             ),
             ("[tpm]\non-death = 'x'", "\"x\": \"closed\" or \"restart\""),
             (

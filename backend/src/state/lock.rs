@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{flock, FlockOperation};
 
-use super::{at, Error};
-use crate::config::Uuid;
+use super::{at, make_state_dir, Error, State};
+use crate::config::{Config, Uuid};
+use crate::migrate::mark::{Mark, Role};
+use crate::swtpm::Version;
 
 /// How long the lock of all state directories, which is held for milliseconds, is waited for.
 pub(super) const ALL_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,11 +36,59 @@ impl Lock {
             Err(e) => Err(at(&path)(e)),
         }
     }
+
+    /// Takes the right to a state, whether a migration has marked it or not, and waits for whom only looks at it.
+    pub fn wait(config: &Config, uuid: &Uuid, limit: Duration) -> Result<Self, Error> {
+        let deadline = Instant::now() + limit;
+        make_state_dir(&config.state_dir)?;
+        loop {
+            let path = config.state_dir.join(format!("{uuid}.lock"));
+            match Self::take(uuid, path) {
+                Err(Error::Locked { .. }) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                done => return done,
+            }
+        }
+    }
 }
 
 impl AsFd for Lock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
+    }
+}
+
+impl State {
+    /// Takes the right to use the state, if nobody has it, and no migration has marked it.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        self.lock_unless(|_| true)
+    }
+
+    /// The same, also of a vTPM that has moved to another host.
+    pub fn lock_to_import(&self) -> Result<Lock, Error> {
+        self.lock_unless(|mark| mark.role != Role::Moved)
+    }
+
+    fn lock_unless(&self, forbids: impl Fn(&Mark) -> bool) -> Result<Lock, Error> {
+        let lock = Lock::take(&self.uuid, self.beside("lock"))?;
+        let mark = Mark::read(&self.path).map_err(at(&self.beside("migration")))?;
+        match mark.filter(forbids) {
+            Some(mark) => Err(Error::Marked(mark.refusal(&self.uuid))),
+            None => Ok(lock),
+        }
+    }
+
+    /// Takes the right to the state of a vTPM that was not looked at yet.
+    pub fn lock_of(config: &Config, uuid: &Uuid) -> Result<Lock, Error> {
+        make_state_dir(&config.state_dir)?;
+        let state = Self {
+            uuid: uuid.clone(),
+            path: config.state_dir.join(uuid.to_string()),
+            version: Version::Tpm2,
+            exists: false,
+        };
+        state.lock()
     }
 }
 

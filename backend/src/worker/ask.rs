@@ -4,6 +4,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -30,10 +31,24 @@ pub enum Error {
 
 /// Has a TPM that is in use forget the failed authorizations that locked it.
 pub fn clear_lockout(run: &RunDir) -> Result<(), Error> {
+    ask(run, &Request::ClearLockout)
+}
+
+/// Has the TPM of a guest that is suspended for a migration packed, as it is now. Returns the archive's file.
+pub fn depart(run: &RunDir, migration: &str, peer: &str) -> Result<PathBuf, Error> {
+    let request = Request::Depart {
+        migration: migration.to_owned(),
+        peer: peer.to_owned(),
+    };
+    ask(run, &request)?;
+    Ok(run.departing())
+}
+
+fn ask(run: &RunDir, request: &Request) -> Result<(), Error> {
     let mut stream = UnixStream::connect(run.worker_socket())?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    let mut request = serde_json::to_vec(&Request::ClearLockout).map_err(io::Error::from)?;
+    let mut request = serde_json::to_vec(request).map_err(io::Error::from)?;
     request.push(b'\n');
     stream.write_all(&request)?;
 

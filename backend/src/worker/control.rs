@@ -19,7 +19,7 @@ const MAX_CLIENTS: usize = 4;
 const MAX_REQUEST: usize = 1000;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 pub(super) enum Request {
     /// What there is to know.
@@ -30,6 +30,13 @@ pub(super) enum Request {
     Backup,
     /// Have the TPM forget the failed authorizations that locked it.
     ClearLockout,
+    /// Pack the TPM, whose guest is suspended, for another host.
+    Depart {
+        /// Which migration.
+        migration: String,
+        /// The other host.
+        peer: String,
+    },
 }
 
 /// Where something is readable.

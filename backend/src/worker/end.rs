@@ -227,7 +227,7 @@ impl Worker {
     }
 
     /// What became of the guest, as far as the end of its TPM depends on that.
-    fn guest(&self) -> Result<Domain, String> {
+    pub(super) fn guest(&self) -> Result<Domain, String> {
         match (&self.power, &self.broker) {
             // A driver domain cannot ask, and saves no guests.
             (Power::On(_), _) if self.own_domid != 0 || self.stopping => Ok(Domain::Ended),

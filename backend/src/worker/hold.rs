@@ -6,9 +6,10 @@
 
 use std::time::{Duration, Instant};
 
+use super::migration::arrived;
 use super::tpm::Held;
 use super::{Failure, Power, Worker};
-use crate::config::Uuid;
+use crate::config::{RestoreWithoutTpm, Uuid};
 use crate::record::Record;
 use crate::state;
 use crate::swtpm::Version;
@@ -29,14 +30,17 @@ pub(super) struct Blocked {
     pub(super) next: Instant,
     /// Until when the guest waits, if it does.
     limit: Option<Instant>,
+    /// The migration that has brought it, whose guest has to run before it is taken.
+    brought_by: Option<String>,
 }
 
 impl Blocked {
-    pub(super) fn new(asked: Option<Version>) -> Self {
+    pub(super) fn new(asked: Option<Version>, brought_by: Option<String>) -> Self {
         Self {
             asked,
             next: Instant::now() + PAUSE,
             limit: None,
+            brought_by,
         }
     }
 }
@@ -87,10 +91,38 @@ impl Worker {
         }
     }
 
+    /// Looks whether what the TPM of a restored guest had in memory is there.
+    pub(super) fn check_restored(&self, held: &Held) -> Result<(), Failure> {
+        let (state, vm) = (&held.state, self.vm());
+        if state.exists && state.is_saved_for(vm.as_deref())? {
+            return Ok(());
+        }
+        let what = match state.exists {
+            true => "its TPM has been used since it was saved, and is newer",
+            false => "its TPM is not on this host",
+        };
+        match self.policy.restore_without_tpm {
+            RestoreWithoutTpm::GoOn => {
+                log::warn!("the guest is restored, and {what}: its PCRs are gone");
+                Ok(())
+            }
+            RestoreWithoutTpm::Refuse => {
+                let key = "restore-without-tpm = \"refuse\"";
+                let text = format!("the guest is restored, and {what}: {key}");
+                Err(Failure::Connection(text))
+            }
+        }
+    }
+
     /// The guest has published a connection, and waits for its TPM.
     pub(super) fn guest_waits(&mut self) {
+        let now = Instant::now();
         if let Power::Blocked(blocked) = &mut self.power {
-            blocked.limit.get_or_insert(Instant::now() + LIMIT);
+            if blocked.limit.is_none() {
+                blocked.limit = Some(now + LIMIT);
+                // Not before InitWait was shown for a while.
+                blocked.next = self.deadline.unwrap_or(now);
+            }
         }
     }
 
@@ -100,7 +132,18 @@ impl Worker {
             return None;
         };
         blocked.next = now + PAUSE;
-        let failure = match Held::take(&self.config, uuid, blocked.asked) {
+        let taken = match &blocked.brought_by {
+            None => Held::take(&self.config, uuid, blocked.asked),
+            Some(migration) => {
+                let (asked, runs) = (blocked.asked, blocked.limit.is_some());
+                match arrived(&self.config, uuid, migration, asked, runs) {
+                    Ok(Some(held)) => Ok(held),
+                    Ok(None) => return None,
+                    Err(e) => Err(e),
+                }
+            }
+        };
+        let failure = match taken {
             Err(state::Error::Locked { .. }) if blocked.limit.is_none_or(|limit| now < limit) => {
                 return None;
             }

@@ -38,6 +38,11 @@ impl Worker {
                 self.respond(client, cleared);
                 return outcome;
             }
+            Request::Depart { migration, peer } => {
+                let (departed, outcome) = self.depart(&migration, &peer);
+                self.respond(client, departed);
+                return outcome;
+            }
         }
         None
     }
@@ -54,24 +59,33 @@ impl Worker {
     /// A command of the administrator's between the guest's: the I/O process, which has the data channel, ends
     /// after the guest's command, and another one follows.
     fn clear_lockout(&mut self) -> (Result<(), String>, Option<Outcome>) {
-        if self.leaving.is_some() {
-            let busy = "the TPM is busy with a command of a former connection: try again later";
-            return (Err(busy.into()), None);
-        }
-        let mut outcome = None;
-        if let Some(connection) = self.connection.take() {
-            connection.finish(&self.shared, HANDOVER_TIMEOUT);
-            (self.resumes, self.tried) = (true, None);
-            if connection::is_under_way(&self.shared) {
-                outcome = self.new_data_channel();
-            }
-        }
+        let outcome = match self.pause(HANDOVER_TIMEOUT) {
+            Ok(outcome) => outcome,
+            Err(busy) => return (Err(busy), None),
+        };
         let Some(tpm) = self.tpm() else {
             return (Err("there is no TPM at the moment".into()), outcome);
         };
         let cleared = tpm.client().clear_lockout().map_err(|e| e.to_string());
         let stored = tpm.sync().map_err(|e| e.to_string());
         (cleared.and(stored), outcome)
+    }
+
+    /// Ends the I/O process after the guest's command. Another one follows.
+    pub(super) fn pause(&mut self, timeout: Duration) -> Result<Option<Outcome>, String> {
+        if self.leaving.is_some() {
+            let busy = "the TPM is busy with a command of a former connection: try again later";
+            return Err(busy.into());
+        }
+        let mut outcome = None;
+        if let Some(connection) = self.connection.take() {
+            connection.finish(&self.shared, timeout);
+            (self.resumes, self.tried) = (true, None);
+            if connection::is_under_way(&self.shared) {
+                outcome = self.new_data_channel();
+            }
+        }
+        Ok(outcome)
     }
 
     /// What `xen-vtpmd status` shows of it.

@@ -51,7 +51,8 @@ impl Worker {
         self.begun = Instant::now();
         self.failed_in_this_life = false;
         let uuid = self.identify()?;
-        self.boots = self.guest_boots()?;
+        let boots = self.guest_boots()?;
+        self.boots = boots == Some(true);
         let node = self.paths.backend("tpm-version");
         let asked = match self.store.read(&node)? {
             None => None,
@@ -68,7 +69,14 @@ impl Worker {
         if let Some(key_file) = &self.policy.key_file {
             key::sealed::check(key_file).map_err(tpm::Error::from)?;
         }
-        let held = self.hold(&uuid, asked)?;
+        let brought_by = self.await_arrival(&uuid)?;
+        let held = match brought_by {
+            Some(_) => None,
+            None => self.hold(&uuid, asked)?,
+        };
+        if let (Some(false), Some(held)) = (boots, &held) {
+            self.check_restored(held)?;
+        }
         self.find_boot(held.as_ref())?;
         self.store.remove(&self.paths.error())?;
         self.store
@@ -79,24 +87,26 @@ impl Worker {
         self.deadline = Some(Instant::now() + INIT_WAIT);
         match held {
             Some(held) => self.switch_on(held)?,
-            None => self.power = Power::Blocked(Blocked::new(asked)),
+            None => self.power = Power::Blocked(Blocked::new(asked, brought_by)),
         }
         Ok(None)
     }
 
-    /// Whether the guest boots, so that no saved state is for it. That can be seen only before it runs, which is
-    /// until InitWait is shown.
-    fn guest_boots(&self) -> Result<bool, Failure> {
+    /// Whether the guest boots, so that no saved state is for it, or is restored; `None` where that is not known. It
+    /// can be seen only before the guest runs, which is until InitWait is shown.
+    fn guest_boots(&self) -> Result<Option<bool>, Failure> {
         let initialising = self.facts()?.own == Some(BusState::Initialising);
         // A driver domain cannot ask, and saves no guests.
         if !initialising || self.own_domid != 0 {
-            return Ok(false);
+            return Ok(None);
         }
         match Domains::open().and_then(|domains| domains.boots(self.id.domid)) {
-            Ok(boots) => Ok(boots),
+            // Only there the registers tell.
+            Ok(false) if cfg!(not(target_arch = "x86_64")) => Ok(None),
+            Ok(boots) => Ok(Some(boots)),
             Err(e) => {
                 log::warn!("{e}: a saved state is for the guest of its uuid, booted or restored");
-                Ok(false)
+                Ok(None)
             }
         }
     }
@@ -203,6 +213,7 @@ impl Worker {
                     _ => Stage::Waiting,
                 };
                 self.resumes = self.stage != Stage::Waiting;
+                self.find_departed();
                 self.store
                     .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
                 return Ok(self.evaluate());

@@ -108,6 +108,16 @@ impl Held {
     ) -> Result<Self, state::Error> {
         // What is wrong with it is looked at by whom has the lock: it may be in the making.
         let lock = State::lock_of(config, uuid)?;
+        Self::with(config, uuid, asked, lock)
+    }
+
+    /// The same, for whom has the lock.
+    pub fn with(
+        config: &Config,
+        uuid: &Uuid,
+        asked: Option<Version>,
+        lock: Lock,
+    ) -> Result<Self, state::Error> {
         Ok(Self {
             state: config.state(uuid, asked)?,
             lock: Some(lock),

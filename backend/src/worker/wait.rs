@@ -81,7 +81,7 @@ impl Worker {
             Power::Off | Power::On(_) => None,
         };
         let left = self.leaving.as_ref().map(|(_, deadline)| *deadline);
-        [self.deadline, self.retry_at, power, left]
+        [self.deadline, self.retry_at, self.departed, power, left]
             .into_iter()
             .flatten()
             .min()
@@ -134,6 +134,9 @@ impl Worker {
     pub(super) fn on_time(&mut self, now: Instant) -> Option<Outcome> {
         if self.retry_at.is_some_and(|at| at <= now) {
             self.retry_at = None;
+        }
+        if self.departed.is_some_and(|at| at <= now) {
+            self.watch_departed(now);
         }
         match &mut self.power {
             Power::Setup(setup, deadline) if *deadline <= now => {

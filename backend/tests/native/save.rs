@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::host::{signal, wait_for, Host};
+use crate::host::{signal, wait_for, Host, LIMIT};
 use crate::hypervisor::{Domain, Reason};
 use crate::toolstack::{backend, uuid};
 use crate::tpm::{extend, GET_RANDOM};
@@ -67,6 +67,40 @@ fn a_boot_is_no_restore() {
     let mut guest = crate::guest::Guest::new(&host, 9);
     guest.connect();
     assert_eq!(guest.pcr(16), reset, "after vtpm-attach");
+}
+
+/// What the TPM had in memory is not there: after an older checkpoint, and after a plain `xl migrate`.
+#[test]
+fn a_restore_without_the_tpm_is_told() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&extend(16));
+    // `xl save -c`; and later the domain ends, and the image is restored.
+    host.suspend(7);
+    host.resume(7);
+    host.shut_down(guest, Reason::Poweroff);
+    let guest = host.restore(8, &uuid(7));
+    assert!(host
+        .log()
+        .contains("its TPM has been used since it was saved"));
+    drop(guest);
+    assert!(host.destroy(8));
+
+    host.configure("[tpm]\nrestore-without-tpm = \"refuse\"");
+    host.end_manager(Signal::Term);
+    host.start();
+    let wanted = [(7, "and is newer"), (9, "is not on this host")];
+    for (domid, (number, wanted)) in (20..).zip(wanted) {
+        host.add_restored(domid, &uuid(number));
+        assert!(wait_for(LIMIT, || host.backend_state(domid).is_none()));
+        assert!(host.error(domid).contains(wanted), "{}", host.error(domid));
+        host.destroy(domid);
+    }
+    let mut guest = host.boot(30, &uuid(7));
+    guest.done(&extend(16));
+    let extended = guest.pcr(16);
+    assert!(host.save(guest));
+    assert_eq!(host.restore(31, &uuid(7)).pcr(16), extended, "after a save");
 }
 
 #[test]
