@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Live migrations to the same host: the vTPM there waits for the state, which the source has
+until the guest runs there, and the guest goes on with its TPM; also under load."""
+
+from testbed import ledger
+from testbed.report import Failure
+from testbed.toolstack import must_be
+
+SETS = ("test",)
+VARIANTS = {"20": {"sets": ("deep",), "times": 20}}
+
+# xl's own way to receive on the host that sends.
+MIGRATE = "xl migrate -s '' {name} 'xl migrate-receive' 2>&1"
+WAITED = "is locked): waits for it"
+
+
+def migrate(bed, guest, number):
+    """xl says that it is done, the destination has waited, and nothing of the source stays."""
+    machine = bed.machine
+    code, output = machine.run(MIGRATE.format(name=guest.name), 240)
+    if code:
+        raise Failure(f"xl migrate ended with {code}: {output[-2000:]}")
+    guest.attach()
+    must_be(machine, f"grep -c '{WAITED}' /host/xen-vtpmd.log", str(number), 1)
+    must_be(machine, "xenstore-list /local/domain/0/backend/vtpm", str(number + 1), 20)
+    must_be(machine, "pidof swtpm | wc -w", "1", 20)
+    return output.strip().splitlines()[-1]
+
+
+def under_load(bed, guest, number):
+    """The same, and the guest's load goes on afterwards."""
+    said = migrate(bed, guest, number)
+    ledger.progress(guest)
+    return f"{said}; {ledger.read(guest)[1]}"
+
+
+def run(bed, times=1):
+    """A PVH guest: Xen as Debian builds it migrates no PV guest."""
+    vtpm = bed.vtpm("2.0")
+    bed.boot([vtpm])
+    with bed.guest("migrating", [vtpm], memory=400, type="'pvh'") as guest:
+        bed.checks(guest, "module_loads", "save_prepare", "save_goes_on")
+        bed.record("xl migrate", migrate, bed, guest, 1)
+        bed.checks(guest, "save_kept", "save_goes_on", "ledger_counter")
+        # No reset is forgiven.
+        ledger.start(guest, "closed", 0)
+        ledger.says(guest, "working")
+        for number in range(times):
+            what = f"xl migrate under load, {number + 1} of {times}"
+            bed.record(what, under_load, bed, guest, number + 2)
+        bed.record("no command is lost or counts twice", ledger.ends_well, (guest,))
