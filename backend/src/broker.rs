@@ -387,6 +387,15 @@ impl Client {
     }
 }
 
+impl Drop for Client {
+    /// The broker is gone before the worker is: with that the vTPM's cgroup is to be empty.
+    fn drop(&mut self) {
+        if let Err(e) = self.process.kill(TIMEOUT) {
+            log::warn!("broker {}: {e}", self.process.id());
+        }
+    }
+}
+
 impl AsFd for Client {
     /// Readable when the broker has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {

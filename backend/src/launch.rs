@@ -54,6 +54,8 @@ pub struct Launch {
     run_dir: PathBuf,
     first_uid: Option<u32>,
     memory: u32,
+    /// What the vTPM's cgroup has for all of its processes.
+    tasks: u32,
     key: Option<RawFd>,
     program: Program,
 }
@@ -101,6 +103,7 @@ impl Launch {
             run_dir: config.run_dir.clone(),
             first_uid: config.first_uid,
             memory: config.policy(&state.uuid).memory,
+            tasks: config.limits.tasks,
             key: key.map(|fd| fd.as_raw_fd()),
             program,
         }
@@ -264,7 +267,11 @@ impl Launch {
         limit(Resource::Nofile, MAX_FILES)?;
         limit(Resource::As, u64::from(self.memory) << 20)?;
         match (self.first_uid, &self.program) {
-            (Some(_), Program::Swtpm { .. }) => limit(Resource::Nproc, MAX_PROCESSES),
+            // The rest of the cgroup's is the worker's, which has to go on whatever swtpm does.
+            (Some(_), Program::Swtpm { .. }) => limit(
+                Resource::Nproc,
+                MAX_PROCESSES.min(u64::from(self.tasks) / 2),
+            ),
             // swtpm_setup is yet to be forked, by a root that may be an ordinary user's: see setpriv().
             _ => Ok(()),
         }

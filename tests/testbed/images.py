@@ -132,8 +132,8 @@ class Modules:
             shutil.copyfileobj(old, new)
 
 
-def dom0_image(modules, backend):
-    """Dom0's system: the toolstack, the backend and swtpm."""
+def dom0_image(modules, backend, more=()):
+    """Dom0's system: the toolstack, the backend and swtpm, and the kernel's modules with `more`."""
     image = base_image()
     add_programs(image, DOM0_PROGRAMS)
     dlopened(image, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
@@ -145,7 +145,7 @@ def dom0_image(modules, backend):
     for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
         for script in glob.glob(f"/etc/xen/scripts/{path}"):
             image.file(script)
-    modules.add(image, DOM0_MODULES)
+    modules.add(image, [*DOM0_MODULES, *more])
     image.program("/usr/sbin/xen-vtpmd", backend)
     image.file("/init", f"{TESTS}/dom0/init", 0o755)
     image.file("/agent", f"{DISK_DOM0}/agent", 0o755)

@@ -2,6 +2,8 @@
 """Runs QEMU with Xen and dom0, and carries commands to the agent in dom0."""
 
 import base64
+import contextlib
+import glob
 import os
 import select
 import shutil
@@ -35,10 +37,12 @@ class BedError(Exception):
 class Machine:
     """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
     the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`; `disks`
-    are for guests. `tpm` is an Swtpm."""
+    are for guests. `tpm` is an Swtpm. dom0 mounts what is on a `state_disk`, which outlives
+    QEMU."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
-                 disk=None, keeps_disk=False, disks=(), tpm=None, icount=None):
+                 disk=None, keeps_disk=False, disks=(), tpm=None, icount=None,
+                 state_disk=None):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -87,6 +91,10 @@ class Machine:
         self.patience = 1 if icount is None else 4
         # systemd takes its time, the more so beside another machine.
         self._boot_limit = wait.stretch(BOOT_LIMIT) * self.patience * (2 if disk else 1)
+        self.state_disk = state_disk
+        if state_disk:
+            # A write is in the host's memory when dom0 hears of its end, and outlives QEMU.
+            self._command += ["-drive", f"file={state_disk},format=raw,if=virtio,cache=unsafe"]
         if disk:
             how = "cache=writeback" if keeps_disk else "snapshot=on,cache=unsafe"
             self._command += ["-drive", f"file={disk},format=raw,if=virtio,{how}"]
@@ -171,6 +179,31 @@ class Machine:
         if code:
             raise BedError(f"dom0: {script!r} ended with {code}: {output.strip()[-2000:]}")
         return output
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """Stops QEMU for a moment, with all that runs in it."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            until = time.monotonic() + BOOT_LIMIT
+            while set(self._states()) != {"T"}:
+                if time.monotonic() > until:
+                    raise BedError("QEMU does not stop")
+                time.sleep(0.001)
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
+
+    def _states(self):
+        """The states of QEMU's threads."""
+        for path in glob.glob(f"/proc/{self._process.pid}/task/*/stat"):
+            with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+                yield file.read().rpartition(")")[2].split()[0]
+
+    def cut_power(self):
+        """Ends QEMU as a loss of power would."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self):
         """Ends QEMU, if it was started."""

@@ -12,6 +12,22 @@ def inject_paths(kernel):
     return [f"{BUILD}/module/{kernel.release}/inject/{name}.ko" for name in kernel.inject]
 
 
+def build_hostile_swtpm():
+    """Builds what takes swtpm's place; returns its path."""
+    path = f"{BUILD}/hostile-swtpm"
+    must(["gcc", "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
+         "hostile-swtpm.log", "the hostile swtpm does not build")
+    return path
+
+
+def build_nosync():
+    """Builds what keeps a daemon from making anything durable; returns its path."""
+    path = f"{BUILD}/nosync.so"
+    must(["gcc", "-shared", "-fPIC", "-O1", "-o", path, f"{TOP}/tests/dom0/nosync.c"],
+         "nosync.log", "tests/dom0/nosync.c does not build")
+    return path
+
+
 def build_inject(kernel):
     """Builds them."""
     out = f"{BUILD}/module/{kernel.release}/inject"

@@ -63,6 +63,11 @@ static void *misbehave(void *unused)
 			for (int mib = 0; mib < 60; mib++)
 				if (write(fd, calloc(1, 1 << 20), 1 << 20) < 0)
 					break;
+	if (is("heap"))
+		for (char *mib; (mib = malloc(1 << 20));)
+			memset(mib, 1, 1 << 20);
+	while (is("processor"))
+		;
 	if (is("tasks"))
 		for (int pid; (pid = fork()) >= 0;)
 			if (!pid)
