@@ -28,7 +28,8 @@ def run(bed):
     bed.machine.must(f"(cat /boot/vmlinux; echo) >{OTHER_KERNEL}")
     with bed.guest("first", [vtpm]) as guest:
         bed.checks(guest, "module_loads", "measured_seal", "measured_opens")
-        bed.record("event log", event_log.replays, bed, guest, vtpm, "console=hvc0", "kernel", "initrd")
+        bed.record("event log", event_log.replays, bed, guest, vtpm, "console=hvc0", "kernel",
+                   "initrd")
     with bed.guest("again", [vtpm]) as guest:
         bed.checks(guest, "module_loads", "measured_opens")
         bed.record("save and restore", save_and_restore, bed, guest)

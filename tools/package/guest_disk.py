@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A Debian guest on a disk, with systemd, a stock kernel's modules, and the driver's packages as apt
-installs them."""
+"""A Debian guest on a disk, with systemd, a stock kernel's modules, and the driver's packages as
+apt installs them."""
 
 import glob
 import hashlib
