@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::swtpm::client::wait_readable;
 
@@ -39,7 +40,8 @@ impl Link {
 
     /// Sends a message.
     pub fn send(&mut self, message: &impl Serialize) -> io::Result<()> {
-        let mut line = serde_json::to_vec(message)?;
+        // It may have a key in it.
+        let mut line = Zeroizing::new(serde_json::to_vec(message)?);
         line.push(b'\n');
         self.to.write_all(&line)
     }
@@ -77,7 +79,7 @@ impl Link {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
                 let rest = self.read.split_off(end + 1);
-                let line = std::mem::replace(&mut self.read, rest);
+                let line = Zeroizing::new(std::mem::replace(&mut self.read, rest));
                 return Ok(serde_json::from_slice(&line)?);
             }
             if self.read.len() > MAX_LINE {

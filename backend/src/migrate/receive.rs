@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tempfile::NamedTempFile;
+use zeroize::Zeroizing;
 
 use super::link::Link;
 use super::mark::{Mark, Receiving, Role};
@@ -60,12 +61,15 @@ pub fn run(config: &Config) -> Result<(), Error> {
         let response = match message {
             FromSource::Alive => continue,
             FromSource::State { uuid, len, key } => {
+                let key = key.map(Zeroizing::new);
                 let bytes = link.receive_bytes(len, TRANSFER)?;
                 let stored = expected
                     .iter()
                     .find(|vtpm| vtpm.uuid.to_string() == uuid)
                     .ok_or_else(|| Error::Guest(format!("nobody said that {uuid} comes")))
-                    .and_then(|vtpm| store(config, vtpm, &bytes, key.as_deref()));
+                    .and_then(|vtpm| {
+                        store(config, vtpm, &bytes, key.as_deref().map(String::as_str))
+                    });
                 match stored {
                     Ok(()) => FromDestination::Stored,
                     Err(e) => {

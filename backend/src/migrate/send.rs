@@ -12,6 +12,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use zeroize::Zeroize;
 
 use super::link::{Link, MAX_BYTES};
 use super::mark::{Mark, Role};
@@ -239,12 +240,15 @@ impl<'a> Migration<'a> {
                 true => vtpm.key(self.config)?,
                 false => None,
             };
-            let state = FromSource::State {
+            let mut state = FromSource::State {
                 uuid: vtpm.offer.uuid.clone(),
                 len: bytes.len() as u64,
                 key,
             };
             let sent = self.link.send(&state);
+            if let FromSource::State { key: Some(key), .. } = &mut state {
+                key.zeroize();
+            }
             sent.and_then(|()| self.link.send_bytes(&bytes))?;
             match self.link.receive(STORED)? {
                 FromDestination::Stored => (),
@@ -311,7 +315,13 @@ impl<'a> Migration<'a> {
             eprintln!("xen-vtpmd: {e}: the guest takes its TPM at the destination itself");
         }
         for uuid in &uuids {
-            let _lock = Lock::wait(self.config, uuid, END)?;
+            let lock = Lock::wait(self.config, uuid, END);
+            let _lock = lock.map_err(|e| {
+                let then = format!("when its domain is gone: `xen-vtpmd discard {uuid}`");
+                Error::Doubt(format!(
+                    "the guest has moved, and its TPM here stays: {e}; {then}"
+                ))
+            })?;
             let path = self.config.state_dir.join(uuid.to_string());
             remove_state(&path, uuid)?;
         }
