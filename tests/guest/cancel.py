@@ -14,11 +14,12 @@ from tpm import HOST, SLOWNESS, Tpm, error_of
 # The command has to be running when it is ended. An RSA key takes from a part of a second to many.
 HEAD_START = 0.2
 TRIES = 6
-SOON = 5.0 * HOST
-# The grace that the driver gives a cancelled command, and more for a busy host.
-LATE = 15.0 * HOST
 # The least time that the driver gives a command.
 LIMIT = 60.0
+# However slow the host is, a command that just timed out must not look like one that was ended.
+SOON = min(5.0 * HOST, LIMIT / 2)
+# The grace that the driver gives a cancelled command, and more for a busy host.
+LATE = min(15.0 * HOST, LIMIT / 2)
 # The time that it gives a command after one timed out.
 SILENT = 5.0
 
