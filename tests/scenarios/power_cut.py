@@ -119,6 +119,11 @@ def moments(bed, counter, uuid, chance):
     return f"{MOMENTS} moments, {behind} before a write, up to {counter.acked}"
 
 
+def boot(bed, vtpm, disk):
+    """Boots dom0, with what a daemon that makes nothing durable needs."""
+    bed.boot([vtpm], state_disk=disk, files={NOSYNC: programs.build_nosync()})
+
+
 def new_guest(bed, vtpm):
     """The guest, which has just booted."""
     guest = bed.new_guest("counts", [vtpm], memory=400, options="bed.driver=rust bed.tpms=2.0")
@@ -136,7 +141,7 @@ def reboot(bed, counter, vtpm, chance):
     counter.join()
     asked = counter.asked
     on_disk = number_on(shutil.copy(bed.machine.state_disk, f"{bed.work}-copy.img"), vtpm.uuid)
-    bed.boot([vtpm], state_disk=bed.machine.state_disk)
+    boot(bed, vtpm, bed.machine.state_disk)
     guest = new_guest(bed, vtpm)
     number = int(guest.must(f"tpm2 nvread -C o -s 8 {INDEX}"))
     if number != on_disk:
@@ -151,6 +156,7 @@ def finds_unsynced(bed, guest, vtpm, chance):
     number = int(guest.must(f"tpm2 nvread -C o -s 8 {INDEX}"))
     guest.shutdown()
     bed.stop_backend()
+    bed.machine.must(f"[ -e {NOSYNC} ]")
     bed.machine.must(f"LD_PRELOAD={NOSYNC} xen-vtpmd run >>/host/xen-vtpmd.log 2>&1 & "
                      "echo $! >/run/xen-vtpmd.pid; sleep 1; kill -0 $!")
     counter = Counter(new_guest(bed, vtpm), number)
@@ -174,8 +180,7 @@ def run(bed):
     chance = random.Random(seed)
     vtpm = bed.vtpm("2.0")
     disk = power.make_disk(f"{bed.work}-state.img", [vtpm])
-    files = {NOSYNC: programs.build_nosync()}
-    bed.boot([vtpm], state_disk=disk, files=files)
+    boot(bed, vtpm, disk)
     guest = new_guest(bed, vtpm)
     guest.must(f"tpm2 nvdefine -Q -C o -s 8 -a 'ownerread|ownerwrite|no_da' {INDEX}")
     counter = Counter(guest)
