@@ -31,8 +31,7 @@ MINUTES = {
     "package": 4,
     "whole_chain": 4,
     "debian_guest": 4,
-    "power_cut": 5,
-    "hostile_swtpm": 2,
+    "power_cut": 3,
     "hostile_frontend_deep": 2,
     "guest_package": 3.5,
 }
