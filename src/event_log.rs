@@ -34,25 +34,6 @@ use kernel::{
 
 const _: () = assert!(EVENT_LOG_CHUNK * EVENT_LOG_CHUNKS == MAX_EVENT_LOG);
 
-const NODES: [&CStr; EVENT_LOG_CHUNKS] = [
-    c"event-log/0",
-    c"event-log/1",
-    c"event-log/2",
-    c"event-log/3",
-    c"event-log/4",
-    c"event-log/5",
-    c"event-log/6",
-    c"event-log/7",
-    c"event-log/8",
-    c"event-log/9",
-    c"event-log/10",
-    c"event-log/11",
-    c"event-log/12",
-    c"event-log/13",
-    c"event-log/14",
-    c"event-log/15",
-];
-
 /// Reads the log of a backend that is connected, if it has one. The TPM works without.
 pub(crate) fn read(dev: &bus::Device<Core<'_>>, limit: &RateLimit) -> Option<Arc<EventLog>> {
     read_nodes(dev).unwrap_or_else(|_| {
@@ -64,8 +45,8 @@ pub(crate) fn read(dev: &bus::Device<Core<'_>>, limit: &RateLimit) -> Option<Arc
 fn read_nodes(dev: &bus::Device<Core<'_>>) -> Result<Option<Arc<EventLog>>> {
     let mut log = None::<UniqueArc<EventLog>>;
 
-    for (i, node) in NODES.iter().enumerate() {
-        let value = match dev.read_otherend(node) {
+    for i in 0..EVENT_LOG_CHUNKS {
+        let value = match dev.read_otherend_item(c"event-log", i) {
             Err(ENOENT) => break,
             value => value?,
         };

@@ -425,6 +425,11 @@ impl<'a> Device<device::Core<'a>> {
     pub(crate) fn read_otherend(&self, node: &CStr) -> Result<Value> {
         Value::read(self.otherend()?, node)
     }
+
+    /// Reads the backend's node `dir`/`index`. [`ENOENT`] when there is none.
+    pub(crate) fn read_otherend_item(&self, dir: &CStr, index: usize) -> Result<Value> {
+        Value::read_item(self.otherend()?, dir, index)
+    }
 }
 
 // SAFETY: `Device` is a transparent wrapper whose layout does not depend on its context.

@@ -21,6 +21,9 @@ use kernel::{
 /// How often a transaction is tried that conflicts with other writers.
 const MAX_TRIES: u32 = 100;
 
+/// Room for the name of an item, such as `event-log/15`.
+const MAX_ITEM: usize = 32;
+
 /// A value that was read. Its bytes are what the peer wrote, and not to be trusted.
 ///
 /// # Invariants
@@ -48,6 +51,26 @@ impl Value {
             // CAST: `u32` to `usize` on a 64-bit kernel.
             len: len as usize,
         })
+    }
+
+    /// Reads the node `subdir`/`index` of a directory. [`ENOENT`] when there is none.
+    pub(crate) fn read_item(dir: &CStr, subdir: &CStr, index: usize) -> Result<Self> {
+        let mut node: [c_char; MAX_ITEM] = [0; MAX_ITEM];
+
+        // SAFETY: `node` has so many bytes, of which the last that is written is a NUL; the format
+        // takes a terminated string and an unsigned `long`.
+        let node = unsafe {
+            bindings::snprintf(
+                node.as_mut_ptr(),
+                MAX_ITEM,
+                c"%s/%lu".as_char_ptr(),
+                subdir.as_char_ptr(),
+                index,
+            );
+            CStr::from_char_ptr(node.as_ptr())
+        };
+
+        Self::read(dir, node)
     }
 
     /// The value's bytes.
