@@ -20,7 +20,7 @@ def migrate(bed, guest, number):
     code, output = machine.run(MIGRATE.format(name=guest.name), 240)
     if code:
         raise Failure(f"xl migrate ended with {code}: {output[-2000:]}")
-    guest.attach()
+    guest.migrated()
     must_be(machine, f"grep -c '{WAITED}' /host/xen-vtpmd.log", str(number), 1)
     must_be(machine, "xenstore-list /local/domain/0/backend/vtpm", str(number + 1), 20)
     must_be(machine, "pidof swtpm | wc -w", "1", 20)

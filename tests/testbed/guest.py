@@ -96,6 +96,14 @@ class Guest:
         self._tty = self.machine.must(
             f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 
+    def migrated(self):
+        """Finds the console of a guest that xl has migrated: its log is called after the name that
+        the domain had when it was made."""
+        log = f"{self.machine.share}/console/guest-{self.name}--incoming.log"
+        if self.log != log:
+            self.log, self._offset, self._partial = log, 0, ""
+        self.attach()
+
     def wait_ready(self, anew=False):
         """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a
         while there is none of that name."""
