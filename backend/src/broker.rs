@@ -263,8 +263,15 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts a broker for this vTPM.
-    pub fn start(config: &Config, id: Id, state: &State, uid: Option<u32>) -> io::Result<Self> {
+    /// Starts a broker for this vTPM. It and its I/O processes inherit the worker's lock: the next worker begins
+    /// when all of them have ended, so that no two I/O processes have the guest's page.
+    pub fn start(
+        config: &Config,
+        id: Id,
+        state: &State,
+        uid: Option<u32>,
+        lock: BorrowedFd<'_>,
+    ) -> io::Result<Self> {
         let (link, peer) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,
@@ -297,7 +304,7 @@ impl Client {
         }
         Ok(Self {
             link,
-            process: Process::spawn(&mut command, &[peer.as_fd()])?,
+            process: Process::spawn(&mut command, &[peer.as_fd(), lock])?,
         })
     }
 

@@ -56,6 +56,9 @@ use tpm::{Setup, Tpm};
 /// How long swtpm_setup may take, on the slowest of hosts.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// How long the broker and the I/O process of a worker that was killed have to end.
+const FORMER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a guest has to close when the toolstack takes its vTPM away. A guest that is being
 /// destroyed never does.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
@@ -182,7 +185,7 @@ struct Worker {
     stopping: bool,
     begun: Instant,
     run_dir: RunDir,
-    _lock: File,
+    lock: File,
 }
 
 impl Worker {
@@ -190,8 +193,13 @@ impl Worker {
     fn new(config: Config, id: Id) -> Result<Option<Self>, Failure> {
         let io = |what| move |e| Failure::Io(what, e);
         let run_dir = RunDir::make(&config.run_dir, id).map_err(io("run directory"))?;
-        let Some(lock) = run_dir.lock().map_err(io("lock"))? else {
-            return Ok(None);
+        let deadline = Instant::now() + FORMER_TIMEOUT;
+        let lock = loop {
+            match run_dir.lock().map_err(io("lock"))? {
+                Some(lock) => break lock,
+                None if deadline <= Instant::now() => return Ok(None),
+                None => std::thread::sleep(Duration::from_millis(2)),
+            }
         };
         let (signals, sender) = UnixStream::pair().map_err(io("signals"))?;
         signals.set_nonblocking(true).map_err(io("signals"))?;
@@ -247,7 +255,7 @@ impl Worker {
             stopping: false,
             begun: Instant::now(),
             run_dir,
-            _lock: lock,
+            lock,
         }))
     }
 

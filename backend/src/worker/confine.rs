@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
 
@@ -69,7 +70,8 @@ impl Worker {
         // Landlock and capabilities are a thread's own: that of libxenstore ends with its handle, and the next
         // one begins with the first watch.
         let store = Store::open()?;
-        let broker = Client::start(&self.config, self.id, tpm.state(), tpm.uid())
+        let lock = self.lock.as_fd();
+        let broker = Client::start(&self.config, self.id, tpm.state(), tpm.uid(), lock)
             .map_err(|e| Failure::Connection(format!("starting the broker: {e}")))?;
         self.store = Rc::new(store);
         let confined = self
