@@ -220,7 +220,20 @@ impl Place {
             })?;
         let mut session = Session { place: self, child };
         session.wait_for(&control)?;
+        if start == Start::Up {
+            // It reads the state after it has made its sockets, and ends if that is not what it can read.
+            session.ioctl(&["-g"]).map_err(|_| refused("it ended"))?;
+        }
         Ok(session)
+    }
+}
+
+fn refused(how: &str) -> Error {
+    Error::Failed {
+        program: "swtpm".into(),
+        reason: format!(
+            "does not take the state ({how}): is it in the clear, or encrypted with another key than key-file's?"
+        ),
     }
 }
 
@@ -235,12 +248,7 @@ impl Session<'_> {
             match self.child.try_wait() {
                 Ok(None) if Instant::now() < deadline => thread::sleep(CHECK),
                 Ok(None) => return Err(failed("does not come up".into())),
-                Ok(Some(status)) => {
-                    let hint = "is the state encrypted with another key?";
-                    return Err(failed(format!(
-                        "does not take the state ({status}): {hint}"
-                    )));
-                }
+                Ok(Some(status)) => return Err(refused(&status.to_string())),
                 Err(e) => return Err(failed(e.to_string())),
             }
         }

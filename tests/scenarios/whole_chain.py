@@ -99,7 +99,7 @@ class Chain:
         found = re.search(r"recovery key.*: ([0-9a-f]{64})$", said.strip())
         if not found:
             raise Failure(said)
-        opens = self.machine.must("xen-vtpmd unseal-check", 120)
+        opens = self.machine.must("systemctl reload xen-vtpmd && xen-vtpmd unseal-check", 120)
         if "opens" not in opens:
             raise Failure(opens)
         return found[1]

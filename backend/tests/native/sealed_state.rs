@@ -75,6 +75,10 @@ fn sealed_state_opens_on_this_host_in_this_state() {
     host.start();
     let mut guest = host.boot(7, &uuid(7));
     guest.define_counter();
+    // Also while it runs.
+    assert!(host
+        .cli_ok(&["info", &uuid(7)])
+        .contains("BEGIN PUBLIC KEY"));
     drop(guest);
     assert!(host.destroy(7));
 
@@ -174,6 +178,7 @@ fn sealed_state_of_what_was_there() {
     assert_eq!(host.seal(), "1f".repeat(32));
     assert!(!fs::read_to_string(&key).unwrap().contains("1f1f1f1f"));
     assert!(!host.seal().contains("1f1f1f1f"), "shown again");
+    assert!(host.fails(&["info", &uuid(7)]).contains("in the clear"));
     host.cli_ok(&["rekey", "--all"]);
     assert!(host.cli_ok(&["rekey", "--all"]).contains("nothing to do"));
     host.start();
