@@ -23,7 +23,7 @@ def boots(bed, vtpm, count):
     return f"{count} boots"
 
 
-def run(bed, count=5):
+def run(bed, count=3):
     """Two processors, since it is there that the device gets lost."""
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm], cpus=2)

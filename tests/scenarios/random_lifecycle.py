@@ -103,13 +103,13 @@ def each_once(chance):
 
 
 def for_long(chance):
-    """LIFECYCLE_SECONDS= is for another time than ten minutes."""
-    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 600)
+    """LIFECYCLE_SECONDS= is for another time than five minutes."""
+    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 300)
     while time.monotonic() < until:
         yield chance.choice(list(EVENTS))
 
 
-# Ten minutes, under constant load.
+# Five minutes, under constant load.
 VARIANTS = {"deep": {"sets": ("deep",), "events": for_long, "pause": 0}}
 
 

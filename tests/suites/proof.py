@@ -38,7 +38,7 @@ FUZZ_FLAGS = (
 )
 # Shares of the time, by how much there is to find.
 FUZZ_SHARES = {"exchange": 0.6, "page": 0.3, "packet": 0.1}
-FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS") or 240)
+FUZZ_SECONDS = int(os.environ.get("FUZZ_SECONDS") or 60)
 
 
 def log_text(log):

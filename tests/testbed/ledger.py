@@ -27,8 +27,8 @@ def read(guest):
     return text.split()[0], {name: int(count) for name, count in re.findall(r"(\w+) (\d+)", text)}
 
 
-def says(guest, wanted, seconds=30):
-    """Waits until the ledger begins so."""
+def says(guest, wanted, seconds=90):
+    """Waits until the ledger begins so; Python takes long to start in a guest that is busy."""
     wait.until(lambda: _text(guest).startswith(wanted), seconds,
                lambda: f"{guest.name}: not {wanted!r}, but {_text(guest)!r}", pause=0.3)
 
