@@ -164,8 +164,17 @@ mod tests {
 
     fn hook(dir: &Path, name: &str, mode: u32, script: &str) {
         let path = dir.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, PermissionsExt::from_mode(mode)).unwrap();
+        // By another process: what another test's thread forks would have the file open for writing for a moment,
+        // and it could not be executed.
+        let written = Command::new("sh")
+            .args([
+                "-c",
+                "printf '#!/bin/sh\n%s\n' \"$1\" >\"$2\" && chmod $3 \"$2\"",
+                "sh",
+            ])
+            .args([script, path.to_str().unwrap(), &format!("{mode:o}")])
+            .status();
+        assert!(written.unwrap().success());
     }
 
     fn event() -> Event {
