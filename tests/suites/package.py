@@ -141,8 +141,8 @@ def listed(macro, text):
 
 
 def man_commands():
-    """xen-vtpmd(8) has the commands and options of --help, each under its command, and no
-    others."""
+    """xen-vtpmd(8) and xen-vtpmd-migrate(8) have the commands and options of --help, each under
+    its command, and no others."""
     commands = set(
         re.findall(
             r"^  ([a-z-]+) ",
@@ -150,10 +150,12 @@ def man_commands():
             re.MULTILINE,
         )
     )
-    text = page("xen-vtpmd.8")
+    text, migrate = page("xen-vtpmd.8"), page("xen-vtpmd-migrate.8")
     head, _, body = text.partition(".Sh COMMANDS")
     body = body.partition(".Sh FILES")[0]
-    # Not in --help, but for whoever wants to have them.
+    body += migrate.partition(".Sh DESCRIPTION")[2].partition(".Sh EXIT STATUS")[0]
+    text += migrate
+    # Not in --help, but there for those who want them.
     differ("commands", commands | {"completions"}, listed("Cm", body))
     differ("options", options(daemon("--help").stdout), listed("Fl", head))
     count = 0
