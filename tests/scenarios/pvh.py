@@ -26,6 +26,7 @@ def run(bed, vcpus=1):
     pair = [bed.vtpm("2.0"), bed.vtpm("1.2")]
     bed.boot(pair)
     with bed.guest("pvh", pair, type="'pvh'", vcpus=vcpus) as guest:
+        guest.must(f"[ $(grep -c ^processor /proc/cpuinfo) = {vcpus} ]")
         bed.checks(guest, "is_pvh", *guest_checks.LOAD, *CHECKS, limit=120)
         # libxl says in another place than of a PV guest what it boots.
         bed.record("event log", event_log.replays, bed, guest, pair[0], "console=hvc0", "kernel")
