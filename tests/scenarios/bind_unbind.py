@@ -9,7 +9,7 @@ from testbed.hostile_backend import PROGRAM, Trial
 from testbed.guest_scripts import WORKS, in_guest
 from testbed.report import Failure, Noted
 
-SETS = ("test", "compare")
+SETS = ("compare",)
 
 # How long it may take to unbind: the grace of a cancel, and a little for a busy host.
 LIMIT = 10.0
