@@ -103,7 +103,7 @@ def man_lint():
         text=True,
         check=False,
     )
-    if done.returncode or done.stdout or len(pages) != 2:
+    if done.returncode or done.stdout or len(pages) != 3:
         raise Failure(f"{len(pages)} pages: {done.stdout}{done.stderr}")
 
 
