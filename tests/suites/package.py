@@ -24,6 +24,7 @@ FILES = (
     "usr/lib/systemd/system/xen-vtpmd-metrics.service",
     "usr/lib/systemd/system/xen-vtpmd-metrics.timer",
     "usr/share/man/man8/xen-vtpmd.8.gz",
+    "usr/share/man/man8/xen-vtpmd-migrate.8.gz",
     "usr/share/man/man5/xen-vtpmd.toml.5.gz",
     "usr/share/bash-completion/completions/xen-vtpmd",
     "usr/share/zsh/vendor-completions/_xen-vtpmd",
