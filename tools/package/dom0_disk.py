@@ -2,12 +2,11 @@
 """A disk with a Debian system that has systemd, apt and Xen's tools, for a dom0 that packages are
 installed in."""
 
-import glob
 import hashlib
 import os
 import shutil
-import time
 
+from tools.package import debian
 from tools.steps import CACHE, TOP, must, need_space, output, step
 
 RECIPE = f"{TOP}/tools/package/dom0"
@@ -16,18 +15,15 @@ PACKAGES = "systemd-sysv,udev,kmod,procps,xen-utils-4.20,xen-utils-common,xensto
     "adduser,apparmor,gnutls-bin,libjson-glib-1.0-0,libtpms0,openssl,tpm2-tools," \
     "libtss2-tcti-device0t64,libtss2-tcti-swtpm0t64"
 SIZE = "1G"
-KEPT = 14 * 86400
-# Nothing here reads them; what is installed later has them again.
-UNREAD = [
-    f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man", "zoneinfo")
-]
 
 
 def key():
     """By the recipe, and by what has to fit to the package that is built in the root."""
-    parts = [PACKAGES, SIZE, *UNREAD, output("dpkg-query", "-W", "libc6", "libxenstore4", "swtpm")]
+    fits = output("dpkg-query", "-W", "libc6", "libxenstore4", "swtpm")
+    parts = [PACKAGES, SIZE, *debian.UNREAD, fits]
     for name in (
         __file__,
+        debian.__file__,
         *(f"{RECIPE}/{name}" for name in ("customize", "bed-agent.service", "agent")),
     ):
         with open(name, encoding="utf-8") as file:
@@ -42,34 +38,18 @@ def dom0_disk():
         need_space(2, CACHE, "a Debian system for dom0")
         with step("making a Debian system for dom0 (about 80 MB to download, 2 minutes)"):
             _make(disk)
-    os.utime(disk)
-    for old in glob.glob(f"{CACHE}/dom0-*.img"):
-        if os.path.getmtime(old) < time.time() - KEPT:
-            os.unlink(old)
+    debian.keep(disk, "dom0-*.img")
     return disk
 
 
 def _make(disk):
     tree, new = f"{disk}.tree-{os.getpid()}", f"{disk}.new-{os.getpid()}"
     try:
-        must(
-            [
-                "mmdebstrap",
-                "--mode=root",
-                "--variant=apt",
-                "--architectures=amd64",
-                f"--include={PACKAGES}",
-                '--aptopt=APT::Install-Recommends "false"',
-                '--aptopt=APT::Sandbox::User "root"',
-                *UNREAD,
-                "--skip=cleanup/apt",
-                f'--customize-hook={RECIPE}/customize "$1" {RECIPE}',
-                "trixie",
-                tree,
-                *glob.glob("/etc/apt/sources.list.d/*"),
-            ],
-            "mmdebstrap.log",
-            "the system for dom0 cannot be made",
+        debian.make(
+            PACKAGES,
+            tree,
+            "--skip=cleanup/apt",
+            f'--customize-hook={RECIPE}/customize "$1" {RECIPE}',
         )
         # No journal: each run starts from this file again.
         must(

@@ -2,12 +2,11 @@
 """A Debian guest on a disk, with systemd, a stock kernel's modules, and the driver's packages as
 apt installs them."""
 
-import glob
 import hashlib
 import os
 import shutil
-import time
 
+from tools.package import debian
 from tools.package.deb import guest_debs
 from tools.steps import CACHE, must, need_space, output, step
 
@@ -15,10 +14,6 @@ from tools.steps import CACHE, must, need_space, output, step
 PACKAGES = "systemd-sysv,udev,dbus,kmod,procps,initramfs-tools,zstd,cryptsetup-bin," \
     "systemd-cryptsetup,e2fsprogs,openssl,tpm2-tools,tpm-udev,libtss2-tcti-device0t64"
 SIZE = "3G"
-KEPT = 14 * 86400
-UNREAD = [
-    f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "locale", "man", "zoneinfo")
-]
 
 # In a mount namespace of its own: what is mounted goes with it. The initrd has what this guest
 # boots from, and what the driver's package adds.
@@ -57,7 +52,7 @@ WantedBy=graphical.target multi-user.target
 
 def base():
     """The system without our packages and without a kernel, made once, as a tar archive."""
-    parts = [PACKAGES, *UNREAD, output("dpkg-query", "-W", "libc6", "mmdebstrap")]
+    parts = [PACKAGES, *debian.UNREAD, output("dpkg-query", "-W", "libc6", "mmdebstrap")]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
     path = f"{CACHE}/guest-{key}.tar"
     # Its ending says to mmdebstrap that it is to be an archive.
@@ -65,29 +60,9 @@ def base():
     if not os.path.exists(path):
         need_space(2, CACHE, "a Debian system for a guest")
         with step("making a Debian system for a guest (about 100 MB to download, 3 minutes)"):
-            must(
-                [
-                    "mmdebstrap",
-                    "--mode=root",
-                    "--variant=apt",
-                    "--architectures=amd64",
-                    f"--include={PACKAGES}",
-                    '--aptopt=APT::Install-Recommends "false"',
-                    '--aptopt=APT::Sandbox::User "root"',
-                    *UNREAD,
-                    "trixie",
-                    new,
-                    *glob.glob("/etc/apt/sources.list.d/*"),
-                ],
-                "mmdebstrap-guest.log",
-                "the system for a guest cannot be made",
-                env={"TMPDIR": CACHE},
-            )
+            debian.make(PACKAGES, new)
             os.rename(new, path)
-    os.utime(path)
-    for old in glob.glob(f"{CACHE}/guest-*.tar"):
-        if os.path.getmtime(old) < time.time() - KEPT:
-            os.unlink(old)
+    debian.keep(path, "guest-*.tar")
     return path
 
 
