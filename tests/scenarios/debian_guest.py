@@ -5,6 +5,7 @@ LUKS volume that opens for the measured kernel alone."""
 import os
 import re
 
+from testbed import wait
 from testbed.guest import Guest
 from testbed.report import Failure
 from tools.package import guest_disk
@@ -30,7 +31,12 @@ mount /dev/mapper/secret /mnt
 echo 'only for this kernel' >/mnt/secret
 umount /mnt
 """
-READ_LUKS = "mount /dev/mapper/secret /mnt && cat /mnt/secret && umount /mnt"
+# It is not waited for at boot, since it is nofail.
+READ_LUKS = """
+for i in $(seq 300); do [ -e /dev/mapper/secret ] && break; sleep 1; done
+mount /dev/mapper/secret /mnt || { journalctl -b -u systemd-cryptsetup@secret; exit 1; }
+cat /mnt/secret; umount /mnt
+"""
 CREDS = """
 set -e
 echo -n word | systemd-creds encrypt --with-key=tpm2 --tpm2-pcrs=4+16 --name=word - /root/word.cred
@@ -89,6 +95,7 @@ def reboots(bed, guest):
 def other_start(guest):
     """With another word in its command line the volume stays shut, and the guest boots."""
     guest.shutdown(300)
+    wait.until(lambda: not guest.alive(), 30, lambda: "the domain is still there")
     guest.start()
     says(guest, "grep -c other /proc/cmdline", "1")
     says(guest, "systemctl is-active systemd-cryptsetup@secret.service || :", "failed", 300)
@@ -141,7 +148,8 @@ def run(bed):
     bed.record("a LUKS volume is bound to PCRs 4 and 5", debian.must, MAKE_LUKS, 300)
     bed.record("systemd-creds", creds, debian)
     bed.record("xl reboot", reboots, bed, debian)
-    bed.record("the volume opens at boot", says, debian, READ_LUKS, "only for this kernel")
+    bed.record("the volume opens at boot", says, debian, READ_LUKS, "only for this kernel",
+               360)
     other = guest("other")
     bed.record("another command line: the volume stays shut", other_start, other)
     bed.record("it shuts down", other.shutdown, 300)
