@@ -135,7 +135,7 @@ pub fn create(config: &Config, uuid: &Uuid, version: Option<Version>) -> Result<
 
 /// Removes a state, whatever is in it, and all that is known of it.
 pub fn remove(config: &Config, uuid: &Uuid) -> Result<(), Error> {
-    let path = config.state_dir.join(uuid.to_string());
+    let path = config.state_path(uuid);
     if !path.is_dir() {
         return Err(Error::NoState(uuid.clone()));
     }

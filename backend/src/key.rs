@@ -164,9 +164,7 @@ impl Master {
 
     /// As hex digits.
     pub fn hex(&self) -> Zeroizing<[u8; 2 * LEN]> {
-        let mut text = Zeroizing::new([0; 2 * LEN]);
-        hex::write(&self.0[..], &mut text[..]);
-        text
+        digits(&self.0)
     }
 
     /// A name for it that does not give it away.
@@ -199,17 +197,12 @@ impl Master {
 impl Key {
     /// As hex digits.
     pub fn hex(&self) -> Zeroizing<[u8; 2 * LEN]> {
-        let mut text = Zeroizing::new([0; 2 * LEN]);
-        hex::write(&self.0[..], &mut text[..]);
-        text
+        digits(&self.0)
     }
 
     /// The key as hex digits in memory that a process inherits.
     pub fn to_fd(&self) -> io::Result<OwnedFd> {
-        let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
-        file.write_all(&self.hex()[..])?;
-        file.rewind()?;
-        Ok(file.into())
+        to_fd(&self.hex()[..])
     }
 }
 
@@ -330,6 +323,20 @@ pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
         }
     };
     done.map_err(at(&path))
+}
+
+fn digits(key: &[u8; LEN]) -> Zeroizing<[u8; 2 * LEN]> {
+    let mut text = Zeroizing::new([0; 2 * LEN]);
+    hex::write(key, &mut text[..]);
+    text
+}
+
+/// A key's hex digits in memory that a process inherits.
+pub fn to_fd(digits: &[u8]) -> io::Result<OwnedFd> {
+    let mut file = File::from(memfd_create("key", MemfdFlags::CLOEXEC)?);
+    file.write_all(digits)?;
+    file.rewind()?;
+    Ok(file.into())
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + '_ {

@@ -107,10 +107,15 @@ pub struct State {
 }
 
 impl Config {
+    /// Where a vTPM's state is, or would be.
+    pub fn state_path(&self, uuid: &Uuid) -> PathBuf {
+        self.state_dir.join(uuid.to_string())
+    }
+
     /// Looks for a vTPM's state. Existing state decides what the TPM is; `asked`, or the entry for
     /// this uuid, must not contradict it.
     pub fn state(&self, uuid: &Uuid, asked: Option<Version>) -> Result<State, Error> {
-        let path = self.state_dir.join(uuid.to_string());
+        let path = self.state_path(uuid);
         let policy = self.policy(uuid);
         let wanted = asked.or(policy.version);
 

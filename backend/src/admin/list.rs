@@ -73,7 +73,7 @@ pub fn list(config: &Config, users: &HashMap<String, String>) -> Result<Vec<Entr
 
 /// What is known of one.
 pub fn entry(config: &Config, uuid: &Uuid, users: &HashMap<String, String>) -> Entry {
-    let path = config.state_dir.join(uuid.to_string());
+    let path = config.state_path(uuid);
     let mut problems = Vec::new();
     let version = version_of_state(&path).unwrap_or_else(|e| {
         problems.push(e.to_string());

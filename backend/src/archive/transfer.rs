@@ -53,7 +53,7 @@ pub fn place(config: &Config, uuid: &Uuid, unpacked: Unpacked, own_key: bool) ->
     let manifest = unpacked.manifest;
     let state = State {
         uuid: uuid.clone(),
-        path: config.state_dir.join(uuid.to_string()),
+        path: config.state_path(uuid),
         version: unpacked.version,
         exists: false,
     };

@@ -3,18 +3,14 @@
 //! A state that comes is encrypted by the destination's key: out of an swtpm that has the source's, and into one
 //! that has the destination's. The source gives that vTPM's key alone, over ssh.
 
-use std::fs::File;
-use std::io::{Seek, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{memfd_create, MemfdFlags};
 use zeroize::Zeroizing;
 
 use super::Error;
 use crate::archive::Files;
 use crate::config::{Config, Uuid};
-use crate::key::Master;
+use crate::key::{to_fd, Master};
 use crate::session::{Place, Start};
 use crate::swtpm::Version;
 
@@ -39,14 +35,6 @@ pub fn wants_key(config: &Config, uuid: &Uuid, theirs: &str) -> Result<bool, Err
     }
 }
 
-fn to_fd(hex: &str) -> Result<OwnedFd, Error> {
-    let mut file =
-        File::from(memfd_create("key", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
-    file.write_all(hex.as_bytes())?;
-    file.rewind()?;
-    Ok(file.into())
-}
-
 /// Encrypts the files of a saved TPM by the key that is configured here. `old` is the key that they have.
 pub fn encrypt(
     config: &Config,
@@ -65,7 +53,11 @@ pub fn encrypt(
     for (name, bytes) in files {
         place.put(name, bytes)?;
     }
-    let session = place.start(version, old.map(to_fd).transpose()?, Start::Bare)?;
+    let session = place.start(
+        version,
+        old.map(|key| to_fd(key.as_bytes())).transpose()?,
+        Start::Bare,
+    )?;
     session.ioctl(&["-i"])?;
     let mut blobs = Vec::new();
     for (kind, name) in BLOBS {

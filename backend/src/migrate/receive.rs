@@ -162,12 +162,9 @@ fn expect(config: &Config, offer: &Offer, mark: Mark) -> Result<Expected, Error>
         Err(e @ state::Error::Locked { .. }) => return Err(unfit(&uuid, format!("{e}: {SHARED}"))),
         lock => drop(lock?),
     }
-    match old.map(|mark| mark.role) {
-        Some(Role::Expected | Role::Arrived | Role::Failed | Role::Moved) => (),
-        Some(Role::Leaving) => {
-            let left = Mark::new("", &mark.peer, Role::Leaving);
-            return Err(Error::Guest(left.refusal(&uuid)));
-        }
+    match old {
+        Some(old) if old.role == Role::Leaving => return Err(Error::Guest(old.refusal(&uuid))),
+        Some(_) => (),
         None if path.try_exists()? => {
             return Err(unfit(
                 &uuid,

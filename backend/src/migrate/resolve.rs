@@ -12,7 +12,7 @@ use crate::config::{Config, Uuid};
 use crate::state::{self, version_of_state, Lock, State};
 use crate::swtpm::Version;
 
-/// How long whoever looks at the state is waited for.
+/// How long a process that only looks at the state is waited for.
 pub(super) const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 fn at(path: PathBuf) -> impl FnOnce(std::io::Error) -> Error {
@@ -21,7 +21,7 @@ fn at(path: PathBuf) -> impl FnOnce(std::io::Error) -> Error {
 
 /// The mark and where the state is.
 pub(super) fn marked(config: &Config, uuid: &Uuid) -> Result<(PathBuf, Option<Mark>), Error> {
-    let path = config.state_dir.join(uuid.to_string());
+    let path = config.state_path(uuid);
     let mark = Mark::read(&path).map_err(at(mark::path(&path)))?;
     Ok((path, mark))
 }
@@ -58,7 +58,7 @@ pub fn take(config: &Config, uuid: &Uuid) -> Result<(), Error> {
     match mark.map(|mark| mark.role) {
         None => unfit("no migration has marked it: there is nothing to take"),
         Some(Role::Arrived | Role::Leaving) => {
-            // Whoever has the lock runs it.
+            // The worker that has the lock runs it.
             match Lock::wait(config, uuid, LOCK_LIMIT) {
                 Ok(_) | Err(state::Error::Locked { .. }) => unmark(&path),
                 Err(e) => Err(e.into()),

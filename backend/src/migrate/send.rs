@@ -18,9 +18,9 @@ use super::link::{Link, MAX_BYTES};
 use super::mark::{Mark, Role};
 use super::programs::Versions;
 use super::resolve::{marked, put, remove_state, unmark};
-use super::source::{self, Guest};
+use super::source::{self, Guest, Vtpm};
 use super::{Error, FromDestination, FromSource, FORMAT};
-use crate::config::{Config, Uuid};
+use crate::config::Config;
 use crate::files::read_plain;
 use crate::state::Lock;
 use crate::worker::ask;
@@ -306,15 +306,14 @@ impl<'a> Migration<'a> {
                 "xl says that the guest is migrated, and its TPM was not sent. It is kept here";
             return Err(Error::Doubt(text.to_owned()));
         }
-        let uuids: Vec<Uuid> = self.guest.vtpms.iter().map(|v| v.uuid.clone()).collect();
-        for uuid in &uuids {
-            let path = self.config.state_dir.join(uuid.to_string());
-            put(&path, &Mark::new(&self.id, &self.how.host, Role::Moved))?;
+        let moved = Mark::new(&self.id, &self.how.host, Role::Moved);
+        for vtpm in &self.guest.vtpms {
+            put(&vtpm.path, &moved)?;
         }
         if let Err(e) = self.ask(&FromSource::Commit) {
             eprintln!("xen-vtpmd: {e}: the guest takes its TPM at the destination itself");
         }
-        for uuid in &uuids {
+        for Vtpm { uuid, path, .. } in &self.guest.vtpms {
             let lock = Lock::wait(self.config, uuid, END);
             let _lock = lock.map_err(|e| {
                 let then = format!("when its domain is gone: `xen-vtpmd discard {uuid}`");
@@ -322,8 +321,7 @@ impl<'a> Migration<'a> {
                     "the guest has moved, and its TPM here stays: {e}; {then}"
                 ))
             })?;
-            let path = self.config.state_dir.join(uuid.to_string());
-            remove_state(&path, uuid)?;
+            remove_state(path, uuid)?;
         }
         println!("{} runs on {}", self.how.guest, self.how.host);
         Ok(())

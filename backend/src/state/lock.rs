@@ -84,7 +84,7 @@ impl State {
         make_state_dir(&config.state_dir)?;
         let state = Self {
             uuid: uuid.clone(),
-            path: config.state_dir.join(uuid.to_string()),
+            path: config.state_path(uuid),
             version: Version::Tpm2,
             exists: false,
         };

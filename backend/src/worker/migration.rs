@@ -45,7 +45,7 @@ pub(super) fn arrived(
         Err(state::Error::Locked { .. }) => return Ok(None),
         lock => lock?,
     };
-    let path = config.state_dir.join(uuid.to_string());
+    let path = config.state_path(uuid);
     let gone = || {
         let text = format!("vTPM {uuid}: the source has taken back what it had sent");
         Err(state::Error::Marked(text))
@@ -67,7 +67,7 @@ pub(super) fn arrived(
 impl Worker {
     /// Waits for a TPM that is on its way, and says which migration has brought it. `None` where none does.
     pub(super) fn await_arrival(&self, uuid: &Uuid) -> Result<Option<String>, Failure> {
-        let path = self.config.state_dir.join(uuid.to_string());
+        let path = self.config.state_path(uuid);
         let read = || Mark::read(&path).map_err(|e| unread(uuid, &e));
         let refuse = |mark: &Mark| Failure::from(state::Error::Marked(mark.refusal(uuid)));
         let Some(first) = read()? else {
