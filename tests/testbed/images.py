@@ -18,15 +18,17 @@ DISK_DOM0 = os.path.join(os.path.dirname(TESTS), "tools/package/dom0")
 DOM0_PROGRAMS = """
 xl xenstored oxenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper
 xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-list xenstore-chmod xenstore-watch
-xenstore-exists lsevtchn bash swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
+xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
 """.split()
 
 DOM0_MODULES = """
 xenfs xen-privcmd xen-evtchn xen-gntdev xen-gntalloc 9p 9pnet_virtio
-virtio_pci virtio_blk xen-blkback
 """.split()
 
-DISK_MODULES = "ext4 crc32c_generic crc32c_intel".split()
+DISK_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic crc32c_intel".split()
+
+# What gives a disk to a guest.
+BLKBACK_MODULES = "virtio_pci virtio_blk xen-blkback".split()
 
 GUEST_PROGRAMS = """
 modprobe insmod rmmod lsmod modinfo depmod timeout
@@ -142,14 +144,19 @@ def dom0_image(modules, backend, more=()):
     for plugin in glob.glob("/usr/lib/xen-4.*/ocaml/xsd_glue/*/*.cmxs"):
         image.program(plugin)
     image.tree("/etc/xen", skip=("scripts",))
-    for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
-        for script in glob.glob(f"/etc/xen/scripts/{path}"):
-            image.file(script)
     modules.add(image, [*DOM0_MODULES, *more])
     image.program("/usr/sbin/xen-vtpmd", backend)
     image.file("/init", f"{TESTS}/dom0/init", 0o755)
     image.file("/agent", f"{DISK_DOM0}/agent", 0o755)
     return image
+
+
+def add_block_script(image):
+    """Adds what xl runs for a guest's disk."""
+    add_programs(image, ["bash"])
+    for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
+        for script in glob.glob(f"/etc/xen/scripts/{path}"):
+            image.file(script)
 
 
 def disk_dom0_image(modules):

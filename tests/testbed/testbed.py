@@ -90,13 +90,16 @@ class Testbed:
         return f"{self.work}-images/driver.cpio"
 
     def boot(self, vtpms, cpus=1, options="", config="", files=None, guest_files=None,
-             state_disk=None, **machine):
+             state_disk=None, disks=(), **machine):
         """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of
         `vtpms`. `config` is more of its configuration, for all of them; the vTPMs' state may be on
-        a disk; `machine` is memory and the like."""
-        more = images.DISK_MODULES if state_disk else ()
+        a disk, and `disks` are for guests; `machine` is memory and the like."""
+        more = [*(images.DISK_MODULES if state_disk else ()),
+                *(images.BLKBACK_MODULES if disks else ())]
         options += " bed.state=/dev/vda" if state_disk else ""
         dom0 = images.dom0_image(images.Modules(self.kernel.modules), build.backend_path(), more)
+        if disks:
+            images.add_block_script(dom0)
         dom0.file("/boot/guest.cpio", self.write_guest_image(guest_files))
         folder = f"{self.work}-images"
         for vtpm in vtpms:
@@ -106,7 +109,8 @@ class Testbed:
             dom0.file(path, source)
         dom0.write(f"{folder}/dom0.cpio")
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{folder}/dom0.cpio",
-                               cpus=cpus, options=options, state_disk=state_disk, **machine)
+                               cpus=cpus, options=options, state_disk=state_disk, disks=disks,
+                               **machine)
         seconds = self.machine.start()
         wait.booted(seconds / self.machine.patience)
         versions = "".join(
