@@ -280,9 +280,10 @@ def caught_up():
         with open(CAUGHT_UP, encoding="ascii") as file:
             known = json.load(file)
     new, before = listed[known["count"]:], bytes.fromhex(known["value"])
+    digests = extended(bank, new)
     # Most often none is missing, and with more it takes long.
     for most in range(min(lost, MISSING) + 1):
-        dropped = missing(bank, extended(bank, new), before, value, most)
+        dropped = missing(bank, digests, before, value, most)
         if dropped is not None:
             with open(CAUGHT_UP, "w", encoding="ascii") as file:
                 json.dump({"count": len(listed), "value": value.hex()}, file)

@@ -78,7 +78,7 @@ STATES = {
 }
 # The others are reached slowly, or were never left slowly.
 QUICK = ("silent", "wedged")
-# A hundred times unbound and bound, and unbound and unloaded in every state that there is.
+# Forty times unbound and bound, and unbound and unloaded in every state that there is.
 VARIANTS = {"deep": {"sets": ("deep",), "count": 40, "states": tuple(STATES)}}
 
 

@@ -130,7 +130,7 @@ fn walk(two: &mut Two, step: Step, party: Party) -> At {
         two.resume_here();
         return At::Here;
     }
-    // Time for whoever takes it before the guest runs.
+    // Time for a worker that takes it before the guest runs.
     std::thread::sleep(Duration::from_millis(500));
     kill_at(two, Step::Attached);
     if dead_xl(Step::Attached) {
@@ -239,9 +239,8 @@ fn killed(party: Party, steps: &[Step]) {
     }
 }
 
-/// Minutes.
 #[test]
-#[ignore = "long"]
+#[ignore = "takes minutes: make test-deep"]
 fn each_party_is_killed_at_each_step() {
     for party in [
         Party::Migrate,

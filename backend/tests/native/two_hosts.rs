@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::guest::Guest;
-use crate::host::{binary, signal, wait_for, Host, LIMIT};
+use crate::host::{binary, is_alive, signal, wait_for, Host, LIMIT};
 use crate::hypervisor::Domain;
 use crate::toolstack::{uuid, LIBXL};
 use crate::tpm::{create_primary, extend};
@@ -292,8 +292,7 @@ impl Two {
 
     /// xl ends so; what `xen-vtpmd migrate` makes of it.
     pub(crate) fn end(&mut self, code: u8) -> Output {
-        if let Some(pid) = self.xl().filter(|pid| crate::host::is_alive(*pid)) {
-            let _ = pid;
+        if self.xl().is_some_and(is_alive) {
             fs::write(self.host.path("xl.end"), format!("{code}\n")).unwrap();
         }
         self.ended()
