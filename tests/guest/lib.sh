@@ -7,15 +7,9 @@ stock=$modules/kernel/drivers/char/tpm/xen-tpmfront.ko
 tpm=/sys/class/tpm/tpm0
 device=/sys/devices/vtpm-0
 export TPM2TOOLS_TCTI=device:/dev/tpmrm0 PYTHONPATH=/bed PYTHONDONTWRITEBYTECODE=1
-# How much slower than usual the host is, and how much slower than a stock kernel on a usual host this one is there, as the
+# How much slower than a stock kernel on a usual host this one is here, and how much slower than usual the host is, as the
 # testbed says.
-slowness=1 host=1
-for word in $(cat /proc/cmdline); do
-	case $word in
-	bed.slowness=*) slowness=${word#*=} ;;
-	bed.host=*) host=${word#*=} ;;
-	esac
-done
+export SLOWNESS=${SLOWNESS:-1} HOST=${HOST:-1}
 work=/tmp/check
 mkdir -p $work
 cd "$work" || exit
@@ -42,7 +36,7 @@ like() {
 
 # wait_for SECONDS COMMAND...
 wait_for() {
-	left=$(($1 * 10 * host))
+	left=$(($1 * 10 * HOST))
 	shift
 	until "$@" 2>/dev/null; do
 		left=$((left - 1))

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 from suites import deep, host, proof, scenarios
 from testbed import report as reports
 from testbed import wait
+from testbed.guest import Guest
 from testbed.report import Failure, Noted, Report, Skip
 from tools.steps import StepError
 
@@ -162,6 +163,14 @@ class Waiting(unittest.TestCase):
             for seconds, wanted in ((12, 1), (25, 1), (45, 2), (20, 2), (1000, wait.MOST)):
                 wait.booted(seconds)
                 self.assertEqual(wait.slowness(), wanted)
+
+    def test_a_guest_boots_the_same_on_a_slow_host(self):
+        machine = mock.Mock()
+        for slowness in (1, 3):
+            with mock.patch.multiple(wait.HOST, chosen=0, measured=slowness):
+                Guest(machine, "guest").write_config()
+        first, second = (call.args[0] for call in machine.must.call_args_list)
+        self.assertEqual(first, second)
 
 
 class Shares(unittest.TestCase):
