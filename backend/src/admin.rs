@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::config::{Config, Uuid};
 use crate::control::{self, Request};
-use crate::files::read_plain;
+use crate::files::{self, read_plain};
 use crate::key;
 use crate::logger::Plain;
 use crate::measure;
@@ -167,10 +167,7 @@ pub fn event_log(config: &Config, uuid: &Uuid) -> Result<(), Error> {
 pub fn forget(state: &State) -> Result<(), Error> {
     Notes::remove(&state.path).map_err(at(&state.path))?;
     for beside in [key::mark_path(&state.path), measure::log_path(&state.path)] {
-        match fs::remove_file(&beside) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&beside)(e)),
-            _ => (),
-        }
+        files::remove(&beside).map_err(at(&beside))?;
     }
     Ok(())
 }

@@ -15,6 +15,7 @@ use rustix::net::sockopt::get_socket_peercred;
 use serde::{Deserialize, Serialize};
 
 use crate::event_loop::{EventLoop, Token};
+use crate::files;
 
 /// The socket's name in the run directory.
 const SOCKET: &str = "control.sock";
@@ -381,10 +382,7 @@ impl Client {
 
 /// A socket that its owner can use, and a group to read the status.
 fn bind(path: &Path, group: Option<u32>) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => (),
-    }
+    files::remove(path)?;
     let listener = UnixListener::bind(path)?;
     let mode = match group {
         Some(gid) => {

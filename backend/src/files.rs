@@ -44,13 +44,27 @@ pub fn read_open(file: File, max: u64) -> io::Result<Vec<u8>> {
     }
 }
 
+/// Removes a file, if there is one.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file, if there is one: durably.
+pub fn remove_durably(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+        Ok(()) => sync_folder(path.parent().unwrap_or(path)),
+    }
+}
+
 /// A new file for its owner only, in the place of one that may be there: who has that open does not see what is
 /// written, and a link is not followed.
 pub fn create_private(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => (),
-    }
+    remove(path)?;
     let mut options = OpenOptions::new();
     options.write(true).create_new(true).mode(0o600).open(path)
 }

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::config::Uuid;
-use crate::files::write_durably;
+use crate::files::{self, write_durably};
 use crate::hex;
 
 /// What the keys are bound to.
@@ -307,10 +307,7 @@ fn id_of(key_file: &Path) -> Result<String, Error> {
 pub fn mark(key_file: Option<&Path>, state: &Path) -> Result<(), Error> {
     let path = mark_path(state);
     let done = match key_file {
-        None => match fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        },
+        None => files::remove(&path),
         Some(key_file) => {
             let mark = Mark {
                 version: 1,

@@ -3,14 +3,13 @@
 //! What is known of a state besides the state: whose identity it has, and which guest used it last. UUID.info,
 //! beside the state directory. Nothing depends on its being there.
 
-use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use crate::files::read_plain;
+use crate::files::{self, read_plain};
 
 /// The version of the file's form. Fields that are not known are ignored.
 const FORM: u32 = 1;
@@ -101,15 +100,14 @@ impl Notes {
 
     /// Removes them.
     pub fn remove(state: &Path) -> io::Result<()> {
-        match fs::remove_file(path(state)) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        files::remove(&path(state))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

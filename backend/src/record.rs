@@ -15,7 +15,7 @@ use rustix::process::{pidfd_open, Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Uuid;
-use crate::files::write_durably;
+use crate::files::{self, write_durably};
 use crate::swtpm::client::wait_readable;
 use crate::swtpm::Version;
 use crate::xenbus::Id;
@@ -222,11 +222,8 @@ impl Record {
 
     /// Removes it.
     pub fn remove(run: &RunDir) {
-        match fs::remove_file(run.record()) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                log::warn!("{}: {e}", run.record().display());
-            }
-            _ => (),
+        if let Err(e) = files::remove(&run.record()) {
+            log::warn!("{}: {e}", run.record().display());
         }
     }
 }

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
-use crate::files::write_durably;
+use crate::files::{self, write_durably};
 use crate::swtpm::Version;
 
 pub use lock::Lock;
@@ -342,12 +342,7 @@ impl State {
     /// Takes the mark away, if there is one.
     pub fn unmark_saved(&self) -> Result<(), Error> {
         let path = self.beside("saved");
-        let removed = match fs::remove_file(&path) {
-            Ok(()) => sync_folder(self.parent()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-        };
-        removed.map_err(at(&path))
+        files::remove_durably(&path).map_err(at(&path))
     }
 
     /// Has the TPM start with the volatile state that it was saved with if it is for this guest, and with no other.

@@ -3,12 +3,11 @@
 //! What is done beside the state of a TPM that is to go: it is packed and marked, and the mark is taken back where
 //! the guest goes on.
 
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use super::mark::{self, Mark, Role};
 use crate::archive::transfer;
+use crate::files;
 use crate::state::State;
 use crate::xen::{Domain, Domains};
 
@@ -22,17 +21,14 @@ pub fn pack(
     file: &Path,
 ) -> Result<(), String> {
     let packed = (|| {
-        match fs::remove_file(file) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e.to_string()),
-            _ => (),
-        }
+        files::remove(file).map_err(|e| e.to_string())?;
         transfer::pack(state, vm, file).map_err(|e| e.to_string())?;
         let mark = Mark::new(migration, peer, Role::Leaving);
         let written = mark.write(&state.path);
         written.map_err(|e| format!("{}: {e}", mark::path(&state.path).display()))
     })();
     if packed.is_err() {
-        let _ = fs::remove_file(file);
+        let _ = files::remove(file);
     }
     packed
 }

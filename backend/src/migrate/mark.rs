@@ -3,7 +3,7 @@
 //! UUID.migration, beside the state: whether what is here may run. Where there is a mark, nothing starts on the
 //! state but the worker of the very migration, and the mark names the commands that end the doubt.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,7 @@ use rustix::fs::{flock, FlockOperation};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Uuid;
-use crate::files::{read_plain, write_durably};
-use crate::state::sync_folder;
+use crate::files::{self, read_plain, write_durably};
 
 /// The version of the file's form.
 const FORM: u32 = 1;
@@ -101,11 +100,7 @@ impl Mark {
 
     /// Removes it, durably.
     pub fn remove(state: &Path) -> io::Result<()> {
-        match fs::remove_file(path(state)) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(e),
-            Ok(()) => sync_folder(state.parent().unwrap_or(state)),
-        }
+        files::remove_durably(&path(state))
     }
 
     /// What it says, in the words of `list`.
@@ -185,6 +180,8 @@ impl Receiving {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn uuid() -> Uuid {

@@ -2,7 +2,6 @@
 
 //! worker.sock: the manager asks, a line of JSON each, and is told of events.
 
-use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::events::Event;
+use crate::files;
 
 /// So many clients there may be; the oldest makes room.
 const MAX_CLIENTS: usize = 4;
@@ -65,10 +65,7 @@ pub(super) struct Server {
 impl Server {
     /// Listens. The caller has the vTPM's lock, so whoever listened there before is gone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-            _ => (),
-        }
+        files::remove(path)?;
         let listener = UnixListener::bind(path)?;
         listener.set_nonblocking(true)?;
         Ok(Self {
