@@ -16,13 +16,14 @@ use std::os::unix::fs::{
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    fallocate, statvfs, statx, AtFlags, FallocateFlags, FileType, OFlags, StatxFlags, CWD,
+    fallocate, renameat_with, statvfs, statx, AtFlags, FallocateFlags, FileType, OFlags,
+    RenameFlags, StatxFlags, CWD,
 };
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Config, Uuid};
-use crate::files::{self, write_durably};
+use crate::files::{self, create_private, write_durably};
 use crate::swtpm::Version;
 
 pub use lock::Lock;
@@ -308,30 +309,31 @@ impl State {
     }
 
     /// Keeps room for the next write of the state, in the file that swtpm writes before it renames it: it truncates
-    /// it first, and then there is room. swtpm does not write now.
+    /// it first, and then there is room. The file appears whole and with its owner, or not at all: the worker may be
+    /// killed, and swtpm may write, at any moment. A file system that cannot do that, as NFS, keeps no room.
     pub fn reserve(&self, uid: Option<u32>) -> Result<(), Error> {
         let path = self.path.join(self.version.temporary_file());
-        let file = match OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-        {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            file => file.map_err(at(&path))?,
-        };
+        if fs::symlink_metadata(&path).is_ok() {
+            return Ok(());
+        }
         let state = self.path.join(self.version.state_file());
-        let len = fs::metadata(&state).map_err(at(&state))?.len() + RESERVE;
-        let kept = fallocate(&file, FallocateFlags::empty(), 0, len)
-            .map_err(io::Error::from)
-            .and_then(|()| match uid {
-                Some(uid) => fchown(&file, Some(uid), Some(uid)),
-                None => Ok(()),
-            });
-        kept.map_err(|e| {
-            let _ = fs::remove_file(&path);
-            at(&path)(e)
-        })
+        let new = self.path.join("room.new");
+        let reserve = || -> io::Result<()> {
+            let file = create_private(&new)?;
+            let len = fs::metadata(&state)?.len() + RESERVE;
+            fallocate(&file, FallocateFlags::empty(), 0, len)?;
+            if let Some(uid) = uid {
+                fchown(&file, Some(uid), Some(uid))?;
+            }
+            renameat_with(CWD, &new, CWD, &path, RenameFlags::NOREPLACE)?;
+            Ok(())
+        };
+        let Err(e) = reserve() else { return Ok(()) };
+        let removed = files::remove(&new).map_err(at(&new));
+        match Errno::from_io_error(&e) {
+            Some(Errno::EXIST | Errno::INVAL | Errno::OPNOTSUPP) => removed,
+            _ => Err(at(&new)(e)),
+        }
     }
 
     /// Makes durable what swtpm has written, and what the directory lists.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::guest::{Guest, Outcome};
 use crate::host::{wait_for, Host, LIMIT};
 use crate::hypervisor::Reason;
-use crate::neighbours::Slow;
+use crate::neighbours::Injected;
 use crate::toolstack::uuid;
 use crate::tpm::{code, increment, nv_define, nv_write, GET_RANDOM};
 
@@ -21,7 +21,7 @@ fn a_response_comes_after_the_state_is_durable() {
     let Some(host) = Host::new() else { return };
     let mut guest = host.boot(7, &uuid(7));
     guest.define_counter();
-    let _slow = Slow::new(&host.of_vtpm(7), "fsync,fdatasync,syncfs", 400);
+    let _slow = Injected::slow(&host.of_vtpm(7), "fsync,fdatasync,syncfs", 400);
     let took = |guest: &mut Guest, command: &[u8]| {
         let start = Instant::now();
         guest.done(command);

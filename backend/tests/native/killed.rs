@@ -10,6 +10,7 @@ use rustix::process::Signal;
 
 use crate::guest::{Guest, Outcome};
 use crate::host::{is_alive, signal, wait_for, Host, LIMIT};
+use crate::neighbours::Injected;
 use crate::toolstack::uuid;
 use crate::tpm::{code, create_primary, extend, increment, GET_RANDOM};
 
@@ -70,6 +71,26 @@ fn a_killed_broker_has_a_successor() {
     }
     assert!(host.broker(7) != broker && is_alive(swtpm));
     assert_eq!(life(&mut guest), before);
+}
+
+/// In the midst of what it does when the state has changed: nothing is left there that is in swtpm's way.
+#[test]
+fn a_worker_killed_while_it_keeps_room_is_in_nobodys_way() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    let counter = guest.counter();
+    for call in ["fallocate", "fchown", "renameat2"] {
+        let (worker, swtpm) = (host.worker(7), host.swtpm(7));
+        let injected = Injected::new(&[worker], &format!("{call}:signal=KILL"));
+        guest.submit(&increment());
+        assert_eq!(guest.wait(LIMIT), Outcome::Abandoned, "{call}");
+        assert!(!is_alive(worker), "{call}");
+        drop(injected);
+        guest.done(&increment());
+        assert!(is_alive(swtpm), "{call}: {}", host.log());
+    }
+    assert!(guest.counter() >= counter + 3);
 }
 
 #[test]

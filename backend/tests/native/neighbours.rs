@@ -168,7 +168,7 @@ fn of_a_disk_that_is_slow() {
     let mut guest = host.boot(7, &uuid(7));
     guest.done(&nv_define(0x0150_0002, 64));
     let processes = host.of_vtpm(7);
-    let _slow = Slow::new(
+    let _slow = Injected::slow(
         &processes,
         "fsync,fdatasync,syncfs,rename,renameat,renameat2",
         2_000,
@@ -186,7 +186,7 @@ fn of_a_disk_that_hangs() {
     let mut guest = host.boot(7, &uuid(7));
     guest.done(&nv_define(0x0150_0002, 64));
     // The worker makes it durable, and looks at the directory for that.
-    let hanging = Slow::new(&[host.worker(7)], "openat,getdents64", 600_000);
+    let hanging = Injected::slow(&[host.worker(7)], "openat,getdents64", 600_000);
     guest.submit(&nv_write(0x0150_0002, &[1; 64]));
     neighbours.are_fine();
     assert_eq!(guest.wait(Duration::ZERO), Outcome::Timeout);
@@ -258,15 +258,20 @@ fn of_xenstored_that_refuses() {
     neighbours.are_fine();
 }
 
-/// strace that makes system calls of some processes slow, until it is dropped.
-pub(crate) struct Slow(std::process::Child);
+/// strace that tampers with system calls of some processes, until it is dropped.
+pub(crate) struct Injected(std::process::Child);
 
-impl Slow {
+impl Injected {
     /// Each of these calls takes this many milliseconds more.
-    pub(crate) fn new(processes: &[u32], calls: &str, ms: u32) -> Self {
+    pub(crate) fn slow(processes: &[u32], calls: &str, ms: u32) -> Self {
+        Self::new(processes, &format!("{calls}:delay_enter={}", ms * 1_000))
+    }
+
+    /// What happens with which calls, as strace(1) has it for `inject=`.
+    pub(crate) fn new(processes: &[u32], what: &str) -> Self {
         let mut strace = std::process::Command::new("strace");
         strace.args(["-f", "-q", "-o", "/dev/null", "-e"]);
-        strace.arg(format!("inject={calls}:delay_enter={}", ms * 1_000));
+        strace.arg(format!("inject={what}"));
         for pid in processes {
             strace.arg("-p").arg(pid.to_string());
         }
@@ -280,7 +285,7 @@ impl Slow {
     }
 }
 
-impl Drop for Slow {
+impl Drop for Injected {
     fn drop(&mut self) {
         // strace lets go of its processes when it is asked to end.
         signal(self.0.id(), Signal::Term);
