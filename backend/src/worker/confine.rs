@@ -8,6 +8,8 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::rc::Rc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use libseccomp::error::SeccompError;
 use libseccomp::{ScmpAction, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
@@ -41,6 +43,9 @@ const DENIED_TOO: [&str; 6] = [
     "rt_sigqueueinfo",
     "rt_tgsigqueueinfo",
 ];
+
+/// How long a thread that has been joined may take to be gone altogether.
+const ALONE_LIMIT: Duration = Duration::from_secs(1);
 
 /// What the kernel lacks for the sandbox.
 pub(super) fn lacks() -> Vec<String> {
@@ -94,9 +99,13 @@ impl Worker {
 
     fn restrict(&self) -> Result<(), String> {
         let failed = |what: &'static str| move |e: io::Error| format!("{what}: {e}");
-        let tasks = fs::read_dir("/proc/self/task").map_err(failed("/proc/self/task"))?;
-        if tasks.count() > 1 {
-            return Err("another thread would keep its rights".into());
+        let deadline = Instant::now() + ALONE_LIMIT;
+        let threads = || fs::read_dir("/proc/self/task").map(Iterator::count);
+        while threads().map_err(failed("/proc/self/task"))? > 1 {
+            if Instant::now() > deadline {
+                return Err("another thread would keep its rights".into());
+            }
+            sleep(Duration::from_millis(1));
         }
         rustix::thread::set_no_new_privs(true).map_err(|e| format!("no new privileges: {e}"))?;
         if self.config.first_uid.is_some() {
