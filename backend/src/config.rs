@@ -15,7 +15,7 @@ use log::LevelFilter;
 pub use file::{load, parse, ConfigFile, FileError};
 
 use crate::cgroup::Limits;
-use crate::measure::Measure;
+use crate::measure::{KernelDigest, Measure};
 use crate::swtpm::Version;
 
 /// Where the administrator's decisions are unless told otherwise.
@@ -164,6 +164,8 @@ pub struct Policy {
     pub platform_hierarchy: PlatformHierarchy,
     /// Whether what its guest boots is measured.
     pub measure: Measure,
+    /// Which kernels its guest may boot, where that is measured; all, if it is empty.
+    pub allowed_kernels: Vec<KernelDigest>,
     /// Whether new state gets certificates for the EK and, for a TPM 2.0, the platform.
     pub certificates: bool,
     /// The file with the key that the state is encrypted with.
@@ -182,6 +184,7 @@ impl Default for Policy {
             restore_without_tpm: RestoreWithoutTpm::GoOn,
             platform_hierarchy: PlatformHierarchy::Closed,
             measure: Measure::Try,
+            allowed_kernels: Vec::new(),
             certificates: false,
             key_file: None,
             memory: 256,

@@ -46,6 +46,13 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// Its guest boots a kernel that is none of those that are allowed. Its TPM is up all the same.
+    NotAllowed {
+        /// Whose state.
+        uuid: String,
+        /// Which kernel.
+        reason: String,
+    },
     /// Its volatile state is stored for a guest that was saved.
     Saved {
         /// Whose state.
@@ -62,6 +69,7 @@ impl Event {
             Self::Lost { .. } => "lost",
             Self::Refused { .. } => "refused",
             Self::Unmeasured { .. } => "unmeasured",
+            Self::NotAllowed { .. } => "not-allowed",
             Self::Saved { .. } => "saved",
         }
     }
@@ -74,6 +82,7 @@ impl Event {
             | Self::Lost { uuid, .. }
             | Self::Refused { uuid, .. }
             | Self::Unmeasured { uuid, .. }
+            | Self::NotAllowed { uuid, .. }
             | Self::Saved { uuid } => uuid,
         }
     }
@@ -84,7 +93,8 @@ impl Event {
             Self::Failed { reason, .. }
             | Self::Lost { reason, .. }
             | Self::Refused { reason, .. }
-            | Self::Unmeasured { reason, .. } => reason,
+            | Self::Unmeasured { reason, .. }
+            | Self::NotAllowed { reason, .. } => reason,
             Self::Started { .. } | Self::Saved { .. } => "",
         }
     }

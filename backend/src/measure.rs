@@ -12,12 +12,13 @@ pub mod images;
 pub mod log;
 mod pcrs;
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use crate::files::{read_plain, write_durably};
+use crate::config::Policy;
+use crate::files::{self, read_plain, write_durably};
+use crate::hex;
 use crate::swtpm::{self, Client, GiveUp, Version};
 
 use digest::{Bank, Digests};
@@ -61,6 +62,24 @@ impl FromStr for Measure {
     }
 }
 
+/// The SHA-256 of a kernel's file, as sha256sum(1) prints it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelDigest([u8; 32]);
+
+impl FromStr for KernelDigest {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let mut digest = [0; 32];
+        match hex::read(s.as_bytes(), &mut digest) {
+            true => Ok(Self(digest)),
+            false => Err(format!(
+                "{s:?}: the SHA-256 of a kernel is expected, 64 hexadecimal digits"
+            )),
+        }
+    }
+}
+
 /// Why a start was not measured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -70,6 +89,9 @@ pub enum Error {
     /// The administrator wants it to be, and it cannot be.
     #[error("measure = \"required\", and what the guest boots cannot be measured: {0}")]
     Required(String),
+    /// The administrator wants another one, and nothing else.
+    #[error("measure = \"required\", and the guest does not boot one of allowed-kernels: {0}")]
+    NotAllowed(String),
     /// The log cannot be kept.
     #[error("event log {}: {source}", path.display())]
     Log {
@@ -85,8 +107,17 @@ pub enum Error {
 pub struct Measured {
     /// The event log, if anything was measured.
     pub log: Option<Vec<u8>>,
-    /// Why the kernel was not, though it was to be.
-    pub missing: Option<String>,
+    /// What the administrator is told.
+    pub objection: Option<Objection>,
+}
+
+/// What is not as the administrator wants it, in a start that was measured all the same.
+#[derive(Clone, Debug)]
+pub enum Objection {
+    /// The kernel was to be measured, and was not.
+    Unmeasured(String),
+    /// The kernel is none of those that are allowed.
+    NotAllowed(String),
 }
 
 /// Measures the guest that a TPM starts for. `run_dir` has the digests of files that were measured before;
@@ -95,40 +126,44 @@ pub fn measure(
     client: &mut Client,
     version: Version,
     boot: Boot,
-    wanted: Measure,
+    policy: &Policy,
     run_dir: &Path,
     give_up: &GiveUp,
 ) -> Result<Measured, Error> {
-    if wanted == Measure::Off {
+    let required = policy.measure == Measure::Required;
+    if policy.measure == Measure::Off {
         return Ok(Measured::default());
     }
     let banks = match version {
         Version::Tpm12 => vec![Bank::Sha1],
         Version::Tpm2 => pcrs::active_banks(client)?,
     };
-    let found = boot
-        .images(give_up)
-        .and_then(|images| Ok((images.digests(&banks, &run_dir.join(cache::FILE))?, images)));
+    let cache = run_dir.join(cache::FILE);
+    let found = boot.images(give_up).and_then(|images| {
+        let strange = images.strange_kernel(&policy.allowed_kernels, &banks, &cache)?;
+        Ok((images.digests(&banks, &cache)?, images, strange))
+    });
     let mut run = Run {
         client,
         version,
         log: EventLog::new(version, &banks),
     };
-    let missing = match found {
-        Ok((digests, images)) => {
+    let objection = match found {
+        Ok((_, _, Some(kernel))) if required => return Err(Error::NotAllowed(kernel)),
+        Ok((digests, images, strange)) => {
             let (kernel, cmdline) = (b"kernel", images.cmdline.as_bytes());
             run.event(KERNEL, Kind::Tag, &tagged(1, kernel), &digests.kernel)?;
             run.event(CONFIG, Kind::Tag, &tagged(2, cmdline), &digests.cmdline)?;
             if let Some(initrd) = &digests.initrd {
                 run.event(CONFIG, Kind::Tag, &tagged(3, b"initrd"), initrd)?;
             }
-            None
+            strange.map(Objection::NotAllowed)
         }
-        Err(reason) if wanted == Measure::Required => return Err(Error::Required(reason)),
+        Err(reason) if required => return Err(Error::Required(reason)),
         Err(reason) => {
             let digests = Digests::of(&banks, UNMEASURED);
             run.event(KERNEL, Kind::Action, UNMEASURED, &digests)?;
-            Some(reason)
+            Some(Objection::Unmeasured(reason))
         }
     };
     let separator = Digests::of(&banks, &[0; 4]);
@@ -137,7 +172,7 @@ pub fn measure(
     }
     Ok(Measured {
         log: Some(run.log.into_bytes()),
-        missing,
+        objection,
     })
 }
 
@@ -174,10 +209,7 @@ pub fn keep_log(state: &Path, log: Option<&[u8]>) -> Result<(), Error> {
     let path = log_path(state);
     let kept = match log {
         Some(log) => write_durably(&path, log),
-        None => match fs::remove_file(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
-        },
+        None => files::remove(&path),
     };
     kept.map_err(|source| Error::Log { path, source })
 }

@@ -121,6 +121,12 @@ pub fn text(report: &Report) -> String {
             totals.unmeasured as f64,
         ),
         (
+            "xen_vtpmd_kernels_not_allowed_total",
+            "counter",
+            "TPMs whose guests boot a kernel that is not allowed.",
+            totals.not_allowed as f64,
+        ),
+        (
             "xen_vtpmd_saves_total",
             "counter",
             "TPMs that were saved with their guests.",

@@ -52,6 +52,8 @@ pub struct Totals {
     pub refused: u64,
     /// TPMs whose guests were to be measured, and were not.
     pub unmeasured: u64,
+    /// TPMs whose guests boot a kernel that is not allowed.
+    pub not_allowed: u64,
     /// TPMs that were saved with their guests.
     pub saves: u64,
 }
@@ -69,6 +71,7 @@ impl Totals {
             Event::Lost { .. } => self.lost += 1,
             Event::Refused { .. } => self.refused += 1,
             Event::Unmeasured { .. } => self.unmeasured += 1,
+            Event::NotAllowed { .. } => self.not_allowed += 1,
             Event::Saved { .. } => self.saves += 1,
         }
     }

@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 
 use super::{Config, OnDeath, PlatformHierarchy, Policy, RestoreWithoutTpm, Sandbox, Uuid};
 use crate::cgroup::Limits;
-use crate::measure::Measure;
+use crate::measure::{KernelDigest, Measure};
 use crate::swtpm::Version;
 
 /// The highest locality there is.
@@ -158,6 +158,7 @@ struct Keys {
     restore_without_tpm: Option<Parsed<RestoreWithoutTpm>>,
     platform_hierarchy: Option<Parsed<PlatformHierarchy>>,
     measure: Option<Parsed<Measure>>,
+    allowed_kernels: Option<Vec<Parsed<KernelDigest>>>,
     certificates: Option<bool>,
     key_file: Option<Parsed<Absolute>>,
     memory: Option<Memory>,
@@ -211,6 +212,10 @@ impl Keys {
                 .platform_hierarchy
                 .map_or(else_.platform_hierarchy, |choice| choice.0),
             measure: self.measure.map_or(else_.measure, |choice| choice.0),
+            allowed_kernels: self.allowed_kernels.map_or_else(
+                || else_.allowed_kernels.clone(),
+                |kernels| kernels.into_iter().map(|kernel| kernel.0).collect(),
+            ),
             certificates: self.certificates.unwrap_or(else_.certificates),
             key_file: self
                 .key_file
@@ -434,6 +439,10 @@ mod tests {
             (
                 "[tpm]\nkey-file = 'key'",
                 "line 2: \"key-file = 'key'\": \"key\": a path",
+            ),
+            (
+                "[tpm]\nallowed-kernels = ['12']",
+                "\"12\": the SHA-256 of a kernel is expected",
             ),
             ("[tpm]\ncertificates = 1", "expected a boolean"),
             ("first-uid = 0", "line 1: \"first-uid = 0\": 0: 1000 to"),

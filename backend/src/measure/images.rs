@@ -18,8 +18,10 @@ use serde::Deserialize;
 
 use super::cache;
 use super::digest::{Bank, Digests};
+use super::{Error, KernelDigest};
 use crate::config::Uuid;
 use crate::files::read_plain;
+use crate::hex;
 use crate::swtpm::GiveUp;
 use crate::xen::{self, Store};
 use crate::xenbus::{Id, Paths};
@@ -136,11 +138,18 @@ impl Boot {
         })
     }
 
-    /// Why it is known already that nothing can be measured.
-    pub fn obstacle(&self) -> Option<&str> {
+    /// Whether it is known already that it cannot be measured, or is not allowed.
+    pub fn check(&self, allowed: &[KernelDigest], run_dir: &Path) -> Result<(), Error> {
         match self {
-            Self::Unknown(reason) => Some(reason),
-            _ => None,
+            Self::Unknown(reason) => Err(Error::Required(reason.clone())),
+            Self::Known(images) => {
+                let strange = images.strange_kernel(allowed, &[], &run_dir.join(cache::FILE));
+                match strange.map_err(Error::Required)? {
+                    Some(kernel) => Err(Error::NotAllowed(kernel)),
+                    None => Ok(()),
+                }
+            }
+            Self::Pending(..) => Ok(()),
         }
     }
 
@@ -197,6 +206,29 @@ impl Images {
             initrd: initrd.map(|path| Image::open(path, built)).transpose()?,
             cmdline,
         })
+    }
+
+    /// The kernel, if there is a list of those that are allowed and it is none of them. What is hashed for the list
+    /// is hashed for the banks, too.
+    pub(super) fn strange_kernel(
+        &self,
+        allowed: &[KernelDigest],
+        banks: &[Bank],
+        cache: &Path,
+    ) -> Result<Option<String>, String> {
+        if allowed.is_empty() {
+            return Ok(None);
+        }
+        let banks: Vec<Bank> = Bank::ALL
+            .into_iter()
+            .filter(|bank| *bank == Bank::Sha256 || banks.contains(bank))
+            .collect();
+        let digests = self.kernel.digests(&banks, cache)?;
+        let sha256 = digests.iter().find(|(bank, _)| *bank == Bank::Sha256);
+        let (_, sha256) = sha256.ok_or("no SHA-256 of the kernel")?;
+        let is_allowed = allowed.iter().any(|kernel| kernel.0 == *sha256);
+        let path = &self.kernel.path;
+        Ok((!is_allowed).then(|| format!("{path}, whose SHA-256 is {}", hex::text(sha256))))
     }
 
     /// Reads all of it that was not read before, as `cache` says.

@@ -9,7 +9,7 @@ use super::tpm::Held;
 use super::{Failure, Power, Worker};
 use crate::events::Event;
 use crate::measure::log::nodes;
-use crate::measure::{self, Boot, Measure};
+use crate::measure::{self, Boot, Measure, Objection};
 use crate::xen;
 
 impl Worker {
@@ -22,22 +22,32 @@ impl Worker {
             _ => Boot::Unknown("its TPM was lost, and this one is in its place".into()),
         };
         // Whether the guest goes on, and was measured when it booted, is told by a state that is not another's still.
-        match (self.boot.obstacle(), held) {
-            (Some(reason), Some(held)) if self.policy.measure == Measure::Required => {
+        match held {
+            Some(held) if self.policy.measure == Measure::Required => {
                 match !self.boots && held.state.is_saved_for(self.vm().as_deref())? {
                     true => Ok(()),
-                    false => Err(measure::Error::Required(reason.to_owned()).into()),
+                    false => Ok(self
+                        .boot
+                        .check(&self.policy.allowed_kernels, &self.config.run_dir)?),
                 }
             }
             _ => Ok(()),
         }
     }
 
-    /// Says that the guest was not measured.
-    pub(super) fn tell_unmeasured(&mut self, reason: String) {
-        log::warn!("the guest is not measured, and its PCR 4 says so: {reason}");
+    /// Tells the administrator what is not as he wants it.
+    pub(super) fn object(&mut self, objection: Objection) {
         let uuid = self.uuid_text();
-        self.control.tell(&Event::Unmeasured { uuid, reason });
+        self.control.tell(&match objection {
+            Objection::Unmeasured(reason) => {
+                log::warn!("the guest is not measured, and its PCR 4 says so: {reason}");
+                Event::Unmeasured { uuid, reason }
+            }
+            Objection::NotAllowed(reason) => {
+                log::warn!("the guest does not boot one of allowed-kernels: {reason}");
+                Event::NotAllowed { uuid, reason }
+            }
+        });
     }
 
     /// Offers the event log to the frontend, if there is one.

@@ -150,7 +150,7 @@ impl Worker {
             &self.shared,
             &mut self.messages,
         )?;
-        let (restored, unmeasured) = (tpm.resumed, tpm.unmeasured.clone());
+        let (restored, objection) = (tpm.resumed, tpm.objection.clone());
         match restored {
             true => log::info!("TPM {version} goes on with the saved state {path}"),
             false => log::info!("TPM {version} on the state {path}"),
@@ -160,8 +160,8 @@ impl Worker {
         self.note_use();
         let uuid = self.uuid_text();
         self.control.tell(&Event::Started { uuid, us, restored });
-        if let Some(reason) = unmeasured {
-            self.tell_unmeasured(reason);
+        if let Some(objection) = objection {
+            self.object(objection);
         }
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! The TPM of one vTPM: how its state is made, and how its swtpm starts, is adopted from a former worker, is
 //! saved, and ends.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
@@ -15,9 +14,10 @@ use rustix::process::Signal;
 use rustix::thread::set_thread_res_uid;
 
 use crate::config::{Config, PlatformHierarchy, Uuid};
+use crate::files;
 use crate::key::{self, Key};
 use crate::launch::{Launch, Program};
-use crate::measure::{self, Boot, Measured};
+use crate::measure::{self, Boot, Measured, Objection};
 use crate::probe::Probe;
 use crate::record::{Record, RunDir};
 use crate::state::{self, Guest, Lock, State};
@@ -159,8 +159,8 @@ pub struct Tpm {
     uid: Option<u32>,
     /// Whether it went on with the volatile state of a guest that was saved.
     pub resumed: bool,
-    /// Why the guest that it started for was not measured, though it was to be.
-    pub unmeasured: Option<String>,
+    /// What of the guest that it started for is not as the administrator wants it.
+    pub objection: Option<Objection>,
 }
 
 impl Tpm {
@@ -215,7 +215,6 @@ impl Tpm {
                 // The guest has booted once, and its PCRs and its log go on.
                 true => Measured::default(),
                 false => {
-                    let policy = policy.measure;
                     let run_dir = &config.run_dir;
                     let measured =
                         measure::measure(&mut client, version, boot, policy, run_dir, give_up)?;
@@ -244,7 +243,7 @@ impl Tpm {
             held,
             uid,
             resumed,
-            unmeasured: measured.missing,
+            objection: measured.objection,
         };
         tpm.reserve();
         // Counted before it is up: of a second start, nothing is measured.
@@ -294,7 +293,7 @@ impl Tpm {
             },
             uid,
             resumed: false,
-            unmeasured: None,
+            objection: None,
         };
         // What a former worker was told of and could not make durable any more.
         tpm.held.state.sync()?;
@@ -483,9 +482,6 @@ fn watch_changes(path: &Path, uid: Option<u32>) -> Result<OwnedFd, Error> {
 
 /// Listens where swtpm is to: the worker's own, so that a later worker finds it.
 fn listen(path: &PathBuf) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => (),
-    }
+    files::remove(path)?;
     UnixListener::bind(path)
 }

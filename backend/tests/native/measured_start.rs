@@ -3,6 +3,7 @@
 //! The measured start: what the toolstack boots is in the PCRs, once, before the guest's first command.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::mount::{mount, MountFlags};
@@ -316,6 +317,58 @@ fn measured_start_where_it_is_required() {
     host.store
         .write(&format!("/vm/{VM}/image/kernel"), "/nowhere/vmlinuz");
     host.restore(9, &uuid(7));
+}
+
+/// The kernel that is allowed is found by what is in it, whichever banks the TPM has; another one is measured and
+/// told, or has no TPM.
+#[test]
+fn measured_start_of_allowed_kernels() {
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "yes vmlinuz | head -n 100000 | tr -d '\\n' | sha256sum",
+        ])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (digest, _) = text.split_once(' ').unwrap();
+    let other = Boot {
+        kernel: "other",
+        ..BOOT
+    };
+    for version in ["1.2", "2.0"] {
+        for measure in ["try", "required"] {
+            let config = format!(
+                "[tpm]\nversion = \"{version}\"\nmeasure = \"{measure}\"\nallowed-kernels = [\"{digest}\"]\n"
+            );
+            let Some(host) = Host::bare(&config) else {
+                return;
+            };
+            host.start();
+            host.build(7, BOOT, true);
+            host.add(7, &uuid(7));
+            host.await_state(7, "2");
+            assert!(!host.log().contains("allowed-kernels"), "{}", host.log());
+            assert!(host.destroy(7) || host.backend_state(7).is_none());
+
+            match measure {
+                "try" => {
+                    let _guest = host.boot_measured(8, other);
+                    let log = host.offered_log(8);
+                    assert!(log.windows(6).any(|bytes| bytes == b"kernel"));
+                    let told = "the guest does not boot one of allowed-kernels: ";
+                    assert!(host.log().contains(told), "{}", host.log());
+                }
+                _ => {
+                    host.build(8, other, true);
+                    host.add(8, &uuid(7));
+                    assert!(wait_for(LIBXL, || host.backend_state(8).is_none()));
+                    let error = host.error(8);
+                    assert!(error.contains("/other, whose SHA-256 is "), "{error}");
+                }
+            }
+        }
+    }
 }
 
 /// Nobody knows what a guest is by then whose TPM died.
