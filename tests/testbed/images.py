@@ -30,6 +30,10 @@ DISK_MODULES = "virtio_pci virtio_blk ext4 crc32c_generic crc32c_intel".split()
 # What gives a disk to a guest.
 BLKBACK_MODULES = "virtio_pci virtio_blk xen-blkback".split()
 
+# What connects two machines, and lets one use the other's files.
+NETWORK_MODULES = "virtio_pci virtio_net nfsd nfs nfsv4".split()
+NFS_PROGRAMS = "exportfs rpc.nfsd rpc.mountd mount.nfs".split()
+
 GUEST_PROGRAMS = """
 modprobe insmod rmmod lsmod modinfo depmod timeout
 tcsd tpm_version tpm_takeownership tpm_getpubek tpm_sealdata tpm_unsealdata tpm_clear
@@ -157,6 +161,23 @@ def add_block_script(image):
     for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
         for script in glob.glob(f"/etc/xen/scripts/{path}"):
             image.file(script)
+
+
+def add_network(image, keys):
+    """Adds NFS, and what xl migrates by: ssh, its server, and the keys that are in a folder, by which
+    root of each machine can become root of the other."""
+    # The env of coreutils, which can ignore a signal.
+    add_programs(image, ["env", "ssh", "sshd", *NFS_PROGRAMS])
+    image.file("/etc/netconfig")
+    for path in ("sshd-session", "sshd-auth"):
+        image.program(f"/usr/lib/openssh/{path}")
+    for name, mode in (("id_ed25519", 0o600), ("authorized_keys", 0o600), ("known_hosts", 0o644)):
+        image.file(f"/root/.ssh/{name}", f"{keys}/{name}", mode)
+    image.file("/etc/ssh/key", f"{keys}/id_ed25519", 0o600)
+    # Of the ciphers, the one that is cheapest to emulate.
+    image.text("/etc/ssh/ssh_config", "Ciphers aes128-gcm@openssh.com\n")
+    image.text("/etc/ssh/sshd_config", "HostKey /etc/ssh/key\nUsePAM no\n")
+    image.text("/etc/passwd", f"{SYSTEM_FILES['/etc/passwd']}sshd:x:101:65534::/run/sshd:/bin/false\n")
 
 
 def disk_dom0_image(modules):

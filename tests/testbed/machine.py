@@ -38,11 +38,11 @@ class Machine:
     """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
     the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`; `disks`
     are for guests. `tpm` is an Swtpm. dom0 mounts what is on a `state_disk`, which outlives
-    QEMU."""
+    QEMU. `network` is the socket that this machine has, and that of another one."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
                  disk=None, keeps_disk=False, disks=(), tpm=None, icount=None,
-                 state_disk=None):
+                 state_disk=None, network=None):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -100,6 +100,11 @@ class Machine:
             self._command += ["-drive", f"file={disk},format=raw,if=virtio,{how}"]
         for path in disks:
             self._command += ["-drive", f"file={path},format=raw,if=virtio,cache=unsafe"]
+        if network:
+            own, other = network
+            ends = f"local.type=unix,local.path={own},remote.type=unix,remote.path={other}"
+            self._command += ["-netdev", f"dgram,id=net,{ends}", "-device",
+                              "virtio-net-pci,netdev=net"]
         self._tpm = tpm
         self._command += tpm.arguments if tpm else []
 

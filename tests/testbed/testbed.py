@@ -90,16 +90,20 @@ class Testbed:
         return f"{self.work}-images/driver.cpio"
 
     def boot(self, vtpms, cpus=1, options="", config="", files=None, guest_files=None,
-             state_disk=None, disks=(), **machine):
+             state_disk=None, disks=(), network=None, **machine):
         """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of
         `vtpms`. `config` is more of its configuration, for all of them; the vTPMs' state may be on
-        a disk, and `disks` are for guests; `machine` is memory and the like."""
+        a disk, and `disks` are for guests; `network` is a testbed.two.Network; `machine` is memory
+        and the like."""
         more = [*(images.DISK_MODULES if state_disk else ()),
-                *(images.BLKBACK_MODULES if disks else ())]
+                *(images.BLKBACK_MODULES if disks else ()),
+                *(images.NETWORK_MODULES if network else ())]
         options += " bed.state=/dev/vda" if state_disk else ""
         dom0 = images.dom0_image(images.Modules(self.kernel.modules), build.backend_path(), more)
         if disks:
             images.add_block_script(dom0)
+        if network:
+            images.add_network(dom0, network.keys)
         dom0.file("/boot/guest.cpio", self.write_guest_image(guest_files))
         folder = f"{self.work}-images"
         for vtpm in vtpms:
@@ -110,7 +114,7 @@ class Testbed:
         dom0.write(f"{folder}/dom0.cpio")
         self.machine = Machine(self.work, self.xen, self.kernel.vmlinux, f"{folder}/dom0.cpio",
                                cpus=cpus, options=options, state_disk=state_disk, disks=disks,
-                               **machine)
+                               network=network and network.sockets, **machine)
         seconds = self.machine.start()
         wait.booted(seconds / self.machine.patience)
         versions = "".join(
