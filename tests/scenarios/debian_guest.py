@@ -17,13 +17,15 @@ SETS = ("deep",)
 # A whole Debian takes minutes to boot under emulation.
 BOOT_LIMIT = 600
 SECRET = "/dev/xvdb"
-# Bound to what xl has booted. The passphrase is what a person would type without a TPM.
+# Bound to what xl has booted. The passphrase is what a person would type without a TPM. Under
+# emulation udev takes minutes to come to a disk, and systemd waits a minute and a half.
+OPTIONS = f"tpm2-device=auto,luks,headless=true,nofail,x-systemd.device-timeout={BOOT_LIMIT}s"
 MAKE_LUKS = f"""
 set -e
 echo -n passphrase >/run/passphrase
 cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 {SECRET} /run/passphrase
 systemd-cryptenroll --unlock-key-file=/run/passphrase --tpm2-device=auto --tpm2-pcrs=4+5 {SECRET}
-echo 'secret {SECRET} none tpm2-device=auto,luks,headless=true,nofail' >>/etc/crypttab
+echo 'secret {SECRET} none {OPTIONS}' >>/etc/crypttab
 systemctl daemon-reload
 systemctl start systemd-cryptsetup@secret.service
 mke2fs -q /dev/mapper/secret
