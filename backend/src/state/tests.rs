@@ -174,3 +174,27 @@ fn each_folder_has_a_user_of_its_own() {
     std::os::unix::fs::symlink("/etc/passwd", first.path.join("link")).unwrap();
     assert!(matches!(first.own(&first.path, 9_000), Err(Error::Odd(_))));
 }
+
+#[test]
+fn room_is_kept_once_and_replaces_nothing() {
+    let (_folder, config, uuid) = state();
+    let state = config.state(&uuid, None).unwrap();
+    fs::create_dir_all(&state.path).unwrap();
+    write_state(&state.path.join(state.version.state_file()), 100);
+    let names = || {
+        let entries = fs::read_dir(&state.path).unwrap();
+        let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    // What a worker has left that was killed meanwhile is in nobody's way.
+    fs::write(state.path.join("room.new"), b"half").unwrap();
+    state.reserve(None).unwrap();
+    assert_eq!(names(), ["TMP2-00.permall", "tpm2-00.permall"]);
+    let room = state.path.join(state.version.temporary_file());
+    assert_eq!(fs::metadata(&room).unwrap().len(), 100 + RESERVE);
+
+    fs::write(&room, b"swtpm's").unwrap();
+    state.reserve(None).unwrap();
+    assert_eq!(fs::read(&room).unwrap(), b"swtpm's");
+}
