@@ -25,7 +25,7 @@ DEEP = [
         (way, 30 if way == "reconnects" else 10)
         for way in ("page", "events", "garbage", "grants", "states", "reconnects", "removal")
     ),
-    ("random", 60),
+    ("random", 30),
 ]
 VARIANTS = {"deep": {"sets": ("deep",), "turns": DEEP, "count": 600}}
 

@@ -103,8 +103,8 @@ def each_once(chance):
 
 
 def for_long(chance):
-    """LIFECYCLE_SECONDS= is for another time than five minutes."""
-    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 300)
+    """LIFECYCLE_SECONDS= is for another time than four minutes."""
+    until = time.monotonic() + int(os.environ.get("LIFECYCLE_SECONDS") or 240)
     while time.monotonic() < until:
         yield chance.choice(list(EVENTS))
 

@@ -23,10 +23,10 @@ MINUTES = {
     "intree kernel": 23,
     "series kernel": 17,
     "hostile_backend_deep": 13,
-    "random_lifecycle_deep": 2,
+    "random_lifecycle_deep": 1.7,
     "module_reload": 2.5,
     "kill_daemon_50": 3.5,
-    "bind_unbind_deep": 2,
+    "bind_unbind_deep": 1.2,
     "hostile_backend_seeded": 3,
     "driver_mutations": 3,
     "save_restore_10": 2,
@@ -34,7 +34,7 @@ MINUTES = {
     "whole_chain": 1.7,
     "debian_guest": 1.7,
     "power_cut": 2,
-    "hostile_frontend_deep": 1.8,
+    "hostile_frontend_deep": 1.3,
     "guest_package": 3.5,
 }
 MINUTES_OTHERWISE = 0.8

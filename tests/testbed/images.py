@@ -164,8 +164,8 @@ def add_block_script(image):
 
 
 def add_network(image, keys):
-    """Adds NFS, and what xl migrates by: ssh, its server, and the keys that are in a folder, by which
-    root of each machine can become root of the other."""
+    """Adds NFS, and what xl migrates by: ssh, its server, and the keys that are in a folder, by
+    which root of each machine can become root of the other."""
     # The env of coreutils, which can ignore a signal.
     add_programs(image, ["env", "ssh", "sshd", *NFS_PROGRAMS])
     image.file("/etc/netconfig")
@@ -177,7 +177,8 @@ def add_network(image, keys):
     # Of the ciphers, the one that is cheapest to emulate.
     image.text("/etc/ssh/ssh_config", "Ciphers aes128-gcm@openssh.com\n")
     image.text("/etc/ssh/sshd_config", "HostKey /etc/ssh/key\nUsePAM no\n")
-    image.text("/etc/passwd", f"{SYSTEM_FILES['/etc/passwd']}sshd:x:101:65534::/run/sshd:/bin/false\n")
+    users = SYSTEM_FILES["/etc/passwd"] + "sshd:x:101:65534::/run/sshd:/bin/false\n"
+    image.text("/etc/passwd", users)
 
 
 def disk_dom0_image(modules):
