@@ -169,6 +169,8 @@ def add_network(image, keys):
     # The env of coreutils, which can ignore a signal.
     add_programs(image, ["env", "ssh", "sshd", *NFS_PROGRAMS])
     image.file("/etc/netconfig")
+    image.text("/etc/services", "nfs 2049/tcp\nnfs 2049/udp\n")
+    image.text("/etc/protocols", "tcp 6 TCP\nudp 17 UDP\n")
     for path in ("sshd-session", "sshd-auth"):
         image.program(f"/usr/lib/openssh/{path}")
     for name, mode in (("id_ed25519", 0o600), ("authorized_keys", 0o600), ("known_hosts", 0o644)):

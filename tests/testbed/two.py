@@ -46,7 +46,7 @@ def _connect(bed, number):
     names = "".join(f"10.0.0.{n} {name}\n" for n, name in enumerate(NAMES, 1))
     bed.machine.must(
         f"modprobe virtio_net; hostname {NAMES[number]}; printf '{names}' >>/etc/hosts;"
-        f" ip address add 10.0.0.{number + 1}/24 dev eth0; ip link set eth0 up;"
+        f" ip address add 10.0.0.{number + 1}/24 dev eth0; ip link set lo up; ip link set eth0 up;"
         " mkdir -p /run/sshd /var/empty; /usr/sbin/sshd -E /host/sshd.log"
     )
 
@@ -83,8 +83,9 @@ def share_state(bed, other):
         f"mkdir -p /srv && mount -t tmpfs tmpfs /srv && cp -a {STATES} /srv/states && modprobe nfsd"
         " && mount -t nfsd nfsd /proc/fs/nfsd && mkdir -p /var/lib/nfs/v4recovery"
         " && echo '/srv/states *(rw,no_root_squash,no_subtree_check,insecure,fsid=0)' >/etc/exports"
-        " && : >/var/lib/nfs/etab && exportfs -ra && rpc.mountd -N 2 -N 3 && rpc.nfsd -N 3 4"
-        " && echo Y >/proc/fs/nfsd/v4_end_grace", 120
+        " && : >/var/lib/nfs/etab && exportfs -ra && rpc.mountd -N 2 -N 3"
+        # No lock before the end of the grace period, which has 10 s at least.
+        " && echo 10 >/proc/fs/nfsd/nfsv4gracetime && rpc.nfsd -N 3 4", 120
     )
     for each in (bed, other):
         each.machine.must(f"modprobe nfsv4; mount.nfs one:/ {STATES} -o vers=4.2", 120)
