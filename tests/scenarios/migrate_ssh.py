@@ -10,7 +10,7 @@ import time
 from testbed import ledger
 from testbed.report import Failure
 from testbed.toolstack import must_be
-from testbed.two import hosts, migrate
+from testbed.two import MIGRATION_LIMIT, hosts, migrate
 
 SETS = ("deep",)
 # In no set: migrate_local_20 has the load, and the C driver is what ours is compared with.
@@ -51,7 +51,7 @@ def moves(bed, other, guest):
 def receiver_stops(bed, other, guest):
     """xl fails, and the guest goes on here with its TPM."""
     other.machine.must(STOP_RECEIVER)
-    code, output = bed.machine.run(f"xen-vtpmd migrate {guest.name} two 2>&1", 300)
+    code, output = bed.machine.run(f"xen-vtpmd migrate {guest.name} two 2>&1", MIGRATION_LIMIT)
     other.machine.must("pkill -KILL -f [x]en-vtpmd.migrate-receive")
     if not code or "the guest runs here, with its TPM" not in output:
         raise Failure(f"it ended with {code}: {output[-2000:]}")

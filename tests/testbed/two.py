@@ -16,6 +16,8 @@ NAMES = ("one", "two")
 # What a machine has (MiB): dom0 and a guest.
 MEMORY = 2560
 STATES = "/var/lib/xen-vtpmd"
+# How long a migration may take (s): its guest's memory is encrypted under emulation.
+MIGRATION_LIMIT = 600
 
 
 @dataclasses.dataclass
@@ -44,10 +46,12 @@ def _make_keys(folder):
 def _connect(bed, number):
     """The network in dom0, and the server of ssh."""
     names = "".join(f"10.0.0.{n} {name}\n" for n, name in enumerate(NAMES, 1))
+    # Few large packets: each costs an emulated interrupt, and a guest's memory goes over.
     bed.machine.must(
         f"modprobe virtio_net; hostname {NAMES[number]}; printf '{names}' >>/etc/hosts;"
-        f" ip address add 10.0.0.{number + 1}/24 dev eth0; ip link set lo up; ip link set eth0 up;"
-        " mkdir -p /run/sshd /var/empty; /usr/sbin/sshd -E /host/sshd.log"
+        f" ip address add 10.0.0.{number + 1}/24 dev eth0; ip link set lo up;"
+        " ip link set eth0 mtu 9000 up; mkdir -p /run/sshd /var/empty;"
+        " /usr/sbin/sshd -E /host/sshd.log"
     )
 
 
@@ -95,7 +99,7 @@ def share_state(bed, other):
 def migrate(guest, source, target, command="xen-vtpmd migrate"):
     """Moves the guest, by a command that takes its name and the host."""
     peer = target.machine.must("hostname").strip()
-    code, output = source.machine.run(f"{command} {guest.name} {peer} 2>&1", 300)
+    code, output = source.machine.run(f"{command} {guest.name} {peer} 2>&1", MIGRATION_LIMIT)
     if code:
         raise Failure(f"{command} ended with {code}: {output[-2000:]}")
     guest.machine = target.machine
