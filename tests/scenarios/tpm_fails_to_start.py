@@ -6,11 +6,12 @@ import time
 from testbed import wait
 from testbed.guest import Guest
 from testbed.report import Failure
+from testbed.toolstack import TIMED_OUT
 
 SETS = ("test",)
 
 ERROR = "/local/domain/0/error/backend/vtpm"
-# xl itself waits 10 s for a backend: what takes less did not end by that.
+# xl itself waits 10 s for a backend, and says so.
 SOON = 10
 # The swtpm that says nothing ends after 25 s.
 SILENT, LATER = 25, 60
@@ -33,7 +34,8 @@ def create_fails(bed, guest, reason):
     seconds = time.monotonic() - start
     if not code:
         raise Failure("xl create succeeded")
-    if seconds > SOON:
+    # On a slow host making and destroying a domain takes longer than what xl waits for its backend.
+    if seconds > wait.stretch(SOON) or TIMED_OUT in output:
         raise Failure(f"it took {seconds:.1f} s: {output}")
     return f"{seconds:.1f} s: {told(bed, reason)}"
 
