@@ -140,7 +140,7 @@ pub fn measure(
     };
     let cache = run_dir.join(cache::FILE);
     let found = boot.images(give_up).and_then(|images| {
-        let strange = images.strange_kernel(&policy.allowed_kernels, &banks, &cache)?;
+        let strange = images.strange_kernel(&policy.allowed_kernels, &cache)?;
         Ok((images.digests(&banks, &cache)?, images, strange))
     });
     let mut run = Run {

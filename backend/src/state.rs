@@ -317,10 +317,10 @@ impl State {
             return Ok(());
         }
         let state = self.path.join(self.version.state_file());
+        let len = fs::metadata(&state).map_err(at(&state))?.len() + RESERVE;
         let new = self.path.join("room.new");
         let reserve = || -> io::Result<()> {
             let file = create_private(&new)?;
-            let len = fs::metadata(&state)?.len() + RESERVE;
             fallocate(&file, FallocateFlags::empty(), 0, len)?;
             if let Some(uid) = uid {
                 fchown(&file, Some(uid), Some(uid))?;

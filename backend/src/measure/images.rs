@@ -143,7 +143,7 @@ impl Boot {
         match self {
             Self::Unknown(reason) => Err(Error::Required(reason.clone())),
             Self::Known(images) => {
-                let strange = images.strange_kernel(allowed, &[], &run_dir.join(cache::FILE));
+                let strange = images.strange_kernel(allowed, &run_dir.join(cache::FILE));
                 match strange.map_err(Error::Required)? {
                     Some(kernel) => Err(Error::NotAllowed(kernel)),
                     None => Ok(()),
@@ -208,22 +208,17 @@ impl Images {
         })
     }
 
-    /// The kernel, if there is a list of those that are allowed and it is none of them. What is hashed for the list
-    /// is hashed for the banks, too.
+    /// The kernel, if there is a list of those that are allowed and it is none of them.
     pub(super) fn strange_kernel(
         &self,
         allowed: &[KernelDigest],
-        banks: &[Bank],
         cache: &Path,
     ) -> Result<Option<String>, String> {
         if allowed.is_empty() {
             return Ok(None);
         }
-        let banks: Vec<Bank> = Bank::ALL
-            .into_iter()
-            .filter(|bank| *bank == Bank::Sha256 || banks.contains(bank))
-            .collect();
-        let digests = self.kernel.digests(&banks, cache)?;
+        // In one pass for whichever banks the TPM turns out to have.
+        let digests = self.kernel.digests(&Bank::ALL, cache)?;
         let sha256 = digests.iter().find(|(bank, _)| *bank == Bank::Sha256);
         let (_, sha256) = sha256.ok_or("no SHA-256 of the kernel")?;
         let is_allowed = allowed.iter().any(|kernel| kernel.0 == *sha256);

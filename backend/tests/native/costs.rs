@@ -11,6 +11,7 @@ use rustix::process::Signal;
 
 use crate::guest::Guest;
 use crate::host::{signal, wait_for, Host, LIMIT};
+use crate::neighbours::attach;
 use crate::processes;
 use crate::standins;
 use crate::toolstack::uuid;
@@ -73,15 +74,7 @@ fn count_calls(host: &Host, guest: &mut Guest, commands: u64) -> BTreeMap<String
     strace
         .args(["-f", "-q", "-c", "-U", "calls,name", "-o"])
         .arg(&trace);
-    for pid in &all {
-        strace.arg("-p").arg(pid.to_string());
-    }
-    let mut child = strace.spawn().unwrap();
-    let is_traced = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        !status.contains("TracerPid:\t0\n")
-    };
-    assert!(wait_for(LIMIT, || all.iter().all(is_traced)));
+    let mut child = attach(strace, &all);
     for _ in 0..commands {
         guest.done(&GET_RANDOM);
     }

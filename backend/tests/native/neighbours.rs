@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -259,7 +260,7 @@ fn of_xenstored_that_refuses() {
 }
 
 /// strace that tampers with system calls of some processes, until it is dropped.
-pub(crate) struct Injected(std::process::Child);
+pub(crate) struct Injected(Child);
 
 impl Injected {
     /// Each of these calls takes this many milliseconds more.
@@ -269,20 +270,25 @@ impl Injected {
 
     /// What happens with which calls, as strace(1) has it for `inject=`.
     pub(crate) fn new(processes: &[u32], what: &str) -> Self {
-        let mut strace = std::process::Command::new("strace");
+        let mut strace = Command::new("strace");
         strace.args(["-f", "-q", "-o", "/dev/null", "-e"]);
         strace.arg(format!("inject={what}"));
-        for pid in processes {
-            strace.arg("-p").arg(pid.to_string());
-        }
-        let child = strace.spawn().unwrap();
-        let is_traced = |pid: &u32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            !status.contains("TracerPid:\t0\n")
-        };
-        assert!(wait_for(LIMIT, || processes.iter().all(is_traced)));
-        Self(child)
+        Self(attach(strace, processes))
     }
+}
+
+/// Starts strace on these processes, and waits until it has all of them.
+pub(crate) fn attach(mut strace: Command, processes: &[u32]) -> Child {
+    for pid in processes {
+        strace.arg("-p").arg(pid.to_string());
+    }
+    let child = strace.spawn().unwrap();
+    let is_traced = |pid: &u32| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        !status.contains("TracerPid:\t0\n")
+    };
+    assert!(wait_for(LIMIT, || processes.iter().all(is_traced)));
+    child
 }
 
 impl Drop for Injected {
