@@ -7,7 +7,7 @@ import time
 
 from testbed import wait
 from testbed.guest import Guest
-from testbed.toolstack import QUICK, TIMED_OUT, must_be
+from testbed.toolstack import must_be, was_slow
 from testbed.machine import BedError
 from testbed.report import Failure
 from testbed.testbed import tpm_state
@@ -37,7 +37,7 @@ def taken_away(bed, script, domid):
     output = bed.machine.must(script, 60)
     seconds = time.monotonic() - start
     gone(bed, domid)
-    if seconds > wait.stretch(QUICK) or TIMED_OUT in output:
+    if was_slow(seconds, output):
         raise Failure(f"{script} took {seconds:.1f} s")
     return f"{seconds:.1f} s"
 

@@ -27,24 +27,6 @@ def migrate(bed, guest, number):
     return output.strip().splitlines()[-1]
 
 
-def under_load(bed, guest, number):
-    """The same, and the guest's load goes on afterwards."""
-    said = migrate(bed, guest, number)
-    ledger.progress(guest)
-    return f"{said}; {ledger.read(guest)[1]}"
-
-
-def loaded(bed, guest, times):
-    """Migrations while the guest keeps a ledger of its TPM, which forgives no reset."""
-    bed.checks(guest, "ledger_counter")
-    ledger.start(guest, "closed", 0)
-    ledger.says(guest, "working")
-    for number in range(1, times + 1):
-        what = f"xl migrate under load, {number} of {times}"
-        bed.record(what, under_load, bed, guest, number)
-    bed.record("no command is lost or counts twice", ledger.ends_well, (guest,))
-
-
 def run(bed, times=0):
     """A PVH guest: Xen as Debian builds it migrates no PV guest. `times` are those under load."""
     vtpm = bed.vtpm("2.0")
@@ -52,7 +34,8 @@ def run(bed, times=0):
     with bed.guest("migrating", [vtpm], memory=400, type="'pvh'") as guest:
         bed.checks(guest, "module_loads")
         if times:
-            loaded(bed, guest, times)
+            ledger.kept_through(bed, guest, "xl migrate", times,
+                                lambda number: migrate(bed, guest, number))
             return
         bed.checks(guest, "save_prepare", "save_goes_on")
         bed.record("xl migrate", migrate, bed, guest, 1)

@@ -6,7 +6,7 @@ import time
 from testbed import wait
 from testbed.guest import Guest
 from testbed.report import Failure
-from testbed.toolstack import TIMED_OUT
+from testbed.toolstack import was_slow
 
 SETS = ("test",)
 
@@ -34,8 +34,7 @@ def create_fails(bed, guest, reason):
     seconds = time.monotonic() - start
     if not code:
         raise Failure("xl create succeeded")
-    # On a slow host making and destroying a domain takes longer than what xl waits for its backend.
-    if seconds > wait.stretch(SOON) or TIMED_OUT in output:
+    if was_slow(seconds, output, SOON):
         raise Failure(f"it took {seconds:.1f} s: {output}")
     return f"{seconds:.1f} s: {told(bed, reason)}"
 

@@ -96,10 +96,14 @@ class Guest:
         self._tty = self.machine.must(
             f"xenstore-read /local/domain/$(xl domid {self.name})/console/tty").strip()
 
+    def incoming_log(self, machine):
+        """Where its console is after it was migrated to a machine."""
+        return f"{machine.share}/console/guest-{self.name}--incoming.log"
+
     def migrated(self):
         """Finds the console of a guest that xl has migrated: its log is called after the name that
         the domain had when it was made."""
-        log = f"{self.machine.share}/console/guest-{self.name}--incoming.log"
+        log = self.incoming_log(self.machine)
         if self.log != log:
             self.log, self._offset, self._partial = log, 0, ""
         self.attach()

@@ -48,3 +48,19 @@ def ends_well(guests):
         says(guest, "ended")
         found[guest.name] = read(guest)[1]
     return str(found)
+
+
+def kept_through(bed, guest, what, times, move):
+    """Calls `move(NUMBER)`, which is called `what`, so many times while the guest keeps a ledger of
+    its TPM that forgives no reset. Its load goes on after each."""
+    def under_load(number):
+        said = move(number)
+        progress(guest)
+        return f"{said}; {read(guest)[1]}"
+
+    bed.checks(guest, "ledger_counter")
+    start(guest, "closed", 0)
+    says(guest, "working")
+    for number in range(1, times + 1):
+        bed.record(f"{what} under load, {number} of {times}", under_load, number)
+    bed.record("no command is lost or counts twice", ends_well, (guest,))
