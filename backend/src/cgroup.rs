@@ -15,7 +15,7 @@ const MANAGER: &str = "manager";
 /// Where the manager makes the groups when it runs in the root of all cgroups.
 const PLAIN: &str = "xen-vtpmd";
 
-/// The subgroup for processes that an older daemon left in the unit's cgroup itself.
+/// The subgroup for the swtpms that the daemon of 0.1.0 left in the unit's cgroup itself.
 const FORMER: &str = "former";
 
 /// The controllers that are of use here.
@@ -121,7 +121,7 @@ impl Cgroups {
                     .into(),
             );
         }
-        evacuate(&base);
+        end_former(&base);
         enable(&base);
         Ok(Self { base, controllers })
     }
@@ -193,19 +193,28 @@ fn enable(group: &Path) {
     }
 }
 
-/// A group that hands controllers down must have no process itself: those of a former daemon move on.
-fn evacuate(base: &Path) {
+/// Ends the swtpms of the daemon of 0.1.0: nobody serves them any more, they keep their states locked, and a
+/// group that hands controllers down must have no process itself. Kernels before 5.14 do not end them.
+fn end_former(base: &Path) {
+    let former = base.join(FORMER);
+    let _ = fs::remove_dir(&former);
     let procs = fs::read_to_string(base.join("cgroup.procs")).unwrap_or_default();
     if procs.is_empty() {
         return;
     }
-    let former = base.join(FORMER);
     let _ = make(&former);
     for pid in procs.lines() {
         if let Err(e) = fs::write(former.join("cgroup.procs"), pid) {
             log::warn!("process {pid} stays in {}: {e}", base.display());
         }
     }
+    let pids: Vec<_> = procs.lines().collect();
+    let killed = fs::write(former.join("cgroup.kill"), "1");
+    log::warn!(
+        "ends the swtpms of a daemon of version 0.1.0, whose guests get their TPMs back when they start anew: \
+         {}: {killed:?}",
+        pids.join(" ")
+    );
 }
 
 /// Moves this process into a group. All that it starts is there too.
@@ -300,16 +309,25 @@ mod tests {
             controllers: Vec::new(),
         };
         let path = groups.prepare(ID, &Limits::default()).unwrap();
-        let script = format!("echo 0 >{}/cgroup.procs; exec sleep 100", path.display());
-        let mut child = std::process::Command::new("sh")
-            .args(["-c", &script])
-            .spawn()
-            .unwrap();
-        let procs = || fs::read_to_string(path.join("cgroup.procs")).unwrap();
-        while procs().trim() != child.id().to_string() {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
+        let start_in = |group: &Path| {
+            let procs = group.join("cgroup.procs");
+            let script = format!("echo 0 >{}; exec sleep 100", procs.display());
+            let child = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .spawn()
+                .unwrap();
+            while fs::read_to_string(&procs).unwrap().trim() != child.id().to_string() {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            child
+        };
 
+        let mut left = start_in(&base);
+        end_former(&base);
+        assert!(!left.wait().unwrap().success());
+        end_former(&base);
+        assert!(!base.join(FORMER).exists());
+        let mut child = start_in(&path);
         groups.remove(ID);
         assert!(!child.wait().unwrap().success());
         groups.remove(ID);
