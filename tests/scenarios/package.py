@@ -9,17 +9,16 @@ import re
 import time
 
 from testbed import wait
-from testbed.guest import Guest
 from testbed.guest_scripts import in_guest
 from testbed.machine import BedError
-from tools.package.deb import build_deb, deb
 from tools.package.dom0_disk import dom0_disk
 from testbed.report import Failure
+from testbed.service import UNIT, future_guest, show, swtpm_status
+from tools.package.deb import build_deb, deb
 from tools.steps import TOP
 
 SETS = ("deep",)
 
-UNIT = "xen-vtpmd.service"
 STATE = "/var/lib/xen-vtpmd"
 CA = "/var/lib/swtpm-localca"
 CERTIFIED = "00000000-0000-4000-8000-00000000ce27"
@@ -70,13 +69,6 @@ def gives_random(guest, commands):
     return found
 
 
-def show(bed, *names):
-    """Properties of the unit."""
-    text = bed.machine.must(f"systemctl show {UNIT} -p {','.join(names)}")
-    found = dict(line.split("=", 1) for line in text.splitlines())
-    return [found[name] for name in names]
-
-
 def runs(bed):
     """The unit is active, enabled, has not failed, and says how many vTPMs there are."""
     found = show(bed, "ActiveState", "SubState", "UnitFileState", "Result", "StatusText")
@@ -106,18 +98,6 @@ def journal(bed, domid):
     if odd:
         raise Failure("\n".join(f"{line['PRIORITY']} {line['MESSAGE']}" for line in odd))
     return f"{len(ours)} lines"
-
-
-def swtpm_status(bed):
-    """The only swtpm: its process, and what the kernel says of it."""
-    pid = bed.machine.must("pidof swtpm").strip()
-    if not pid.isdigit():
-        raise Failure(f"not one swtpm: {pid}")
-    return pid, dict(
-        line.split(":\t", 1)
-        for line in bed.machine.must(f"cat /proc/{pid}/status").splitlines()
-        if ":\t" in line
-    )
 
 
 def confined(bed):
@@ -341,20 +321,7 @@ def run(bed):
 def steps(bed, package):
     """What happens in that dom0."""
     dom0, domu = readme()
-    # What the README's reader has already, where xen-vtpmd's profile lets it measure them. xl maps
-    # these files, which takes long from the shared folder.
-    bed.machine.must(
-        "mkdir -p /srv/boot && mount -t tmpfs tmpfs /srv/boot && cp -r /host/boot/. /srv/boot"
-    )
-    guest = Guest(
-        bed.machine,
-        "guest",
-        kernel="'/srv/boot/vmlinux'",
-        ramdisk="'/srv/boot/guest.cpio'",
-        options="bed.driver=rust bed.tpms=2.0",
-    )
-    guest.config = "/etc/xen/guest.cfg"
-    guest.write_config()
+    guest = future_guest(bed)
     bed.record("the README's commands in dom0", installs, bed, dom0)
     guest.attach()
     guest.wait_ready()

@@ -18,7 +18,7 @@ MINUTES = {
     "mutations": 11,
     "corners": 6,
     "series": 1,
-    "debug kernel": 26.5,
+    "debug kernel": 24.9,
     "race kernel": 18,
     "intree kernel": 23,
     "series kernel": 17,

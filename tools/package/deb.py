@@ -12,6 +12,9 @@ from tools.steps import BUILD, TOP, must, output
 FOLDER = f"{BUILD}/deb"
 # Where a package's debian/ is among the sources.
 BACKEND, GUEST = "backend", "tools/package/guest"
+# The commit of the backend's version before this one, and its package.
+FORMER = "8cff9506e36b5d75dce78b9ec420ef4bd4c26ac1"
+FORMER_DEB = f"{BUILD}/former/xen-vtpmd_0.1.0_amd64.deb"
 
 
 def version(place=BACKEND):
@@ -46,16 +49,17 @@ def copy_sources(name, place):
         shutil.copy2(f"{TOP}/{path}", target)
 
 
-def build_packages(name, env):
-    """Builds the packages of a copy of the sources."""
-    for path in glob.glob(f"{FOLDER}/{name}*_*"):
+def build_packages(name, env, tree=None):
+    """Builds the packages of a copy of the sources, into the folder that has it."""
+    tree = tree or source(name)
+    for path in glob.glob(f"{os.path.dirname(tree)}/{name}*_*"):
         os.unlink(path)
     # The root has what is needed of build-essential, but not that package.
     must(
         ["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"],
         f"deb-{name}.log",
         f"the package {name} does not build",
-        cwd=source(name),
+        cwd=tree,
         env={**env, "DEB_BUILD_OPTIONS": "noautodbgsym"},
     )
 
@@ -65,6 +69,20 @@ def build_deb():
     copy_sources("xen-vtpmd", BACKEND)
     build_packages("xen-vtpmd", build.cargo_environment())
     return deb()
+
+
+def build_former_deb():
+    """Builds the package of the version before this one, unless it was built."""
+    if os.path.exists(FORMER_DEB):
+        return
+    tree = f"{os.path.dirname(FORMER_DEB)}/source"
+    shutil.rmtree(tree, ignore_errors=True)
+    os.makedirs(tree)
+    must(["sh", "-c", f"git archive {FORMER} | tar -x -C {tree}"], "former.log",
+         f"the commit {FORMER} cannot be had: this takes a clone with its history")
+    os.rename(f"{tree}/{BACKEND}/debian", f"{tree}/debian")
+    build_packages("xen-vtpmd", {**build.cargo_environment(), "CARGO_TARGET_DIR": f"{tree}/target"},
+                   tree)
 
 
 def build_guest_debs(kernels):
