@@ -239,23 +239,28 @@ fn killed(party: Party, steps: &[Step]) {
     }
 }
 
-#[test]
-#[ignore = "takes minutes: make test-deep"]
-fn each_party_is_killed_at_each_step() {
-    for party in [
-        Party::Migrate,
-        Party::Network,
-        Party::Receiver,
-        Party::Xl,
-        Party::ManagerHere,
-        Party::WorkerHere,
-        Party::SwtpmHere,
-        Party::ManagerThere,
-        Party::WorkerThere,
-        Party::SwtpmThere,
-    ] {
+fn killed_at_each_step(parties: &[Party]) {
+    for &party in parties {
         killed(party, &STEPS);
     }
+}
+
+#[test]
+#[ignore = "takes minutes: make test-deep"]
+fn what_carries_it_is_killed_at_each_step() {
+    killed_at_each_step(&[Party::Migrate, Party::Network, Party::Receiver, Party::Xl]);
+}
+
+#[test]
+#[ignore = "takes minutes: make test-deep"]
+fn each_process_here_is_killed_at_each_step() {
+    killed_at_each_step(&[Party::ManagerHere, Party::WorkerHere, Party::SwtpmHere]);
+}
+
+#[test]
+#[ignore = "takes minutes: make test-deep"]
+fn each_process_there_is_killed_at_each_step() {
+    killed_at_each_step(&[Party::ManagerThere, Party::WorkerThere, Party::SwtpmThere]);
 }
 
 #[test]
