@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # Shared by the scripts that run on the host: paths, messages, user namespaces. Sourced by POSIX sh.
 
+# An ordinary user's PATH has no sbin on Debian, where pivot_root is.
+PATH=$PATH:/usr/sbin:/sbin
 top=$(cd "$(dirname "$0")/../.." && pwd -P)
 cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/xen-tpmfront
 
