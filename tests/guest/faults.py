@@ -17,9 +17,11 @@ DEBUG = "/sys/kernel/debug"
 DRIVER = "/sys/bus/xen/drivers/vtpm"
 DEVICE = "vtpm-0"
 ALLOCATIONS = ("failslab", "fail_page_alloc", "fail_usercopy")
+# Not bind_evtchn_to_irqhandler_lateeoi: one that fails has closed the port, but for what is
+# injected.
 FUNCTIONS = """
 xenbus_setup_ring gnttab_alloc_grant_references
-xenbus_alloc_evtchn bind_evtchn_to_irqhandler_lateeoi request_threaded_irq
+xenbus_alloc_evtchn request_threaded_irq
 xenbus_transaction_start xenbus_write xenbus_read tpm_chip_alloc
 tpm_chip_start tpm2_probe tpm_chip_bootstrap tpm_chip_register
 device_create_file compat_only_sysfs_link_entry_to_kobj

@@ -12,6 +12,9 @@ SETS = ("debug",)
 # More allocations than a reconnect has, and how many of them fail: each takes a new backend, and
 # half a minute.
 MANY, MOST = 100000, 2
+# A port may be lost where its interrupt's descriptor has no memory: the driver cannot tell whether
+# the kernel has closed it, and another's may be there by then (src/xen/event.rs).
+LOST = {"event channels": 1}
 
 
 def works(guest, seconds):
@@ -77,5 +80,5 @@ def run(bed):
             limit=600,
         )
         bed.record("faults: reconnect", reconnect, bed, guest)
-        bed.record("faults: nothing is left", lambda: guest_resources.same(before, guest))
+        bed.record("faults: nothing is left", lambda: guest_resources.same(before, guest, LOST))
         bed.checks(guest, "faults_known")

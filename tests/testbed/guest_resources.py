@@ -89,26 +89,26 @@ def ranges(numbers):
     return " ".join(f"{first}-{last}" for first, last in zip(firsts, lasts))
 
 
-def same(before, guest):
+def same(before, guest, more=MORE):
     """Fails when something was not given back; returns what there is."""
     found = [[], []]
 
     def unchanged():
-        found[:] = compare(before, look(guest))
+        found[:] = compare(before, look(guest), more)
         return not found[0]
 
     wait.until(unchanged, PATIENCE, lambda: "; ".join(found[0]), pause=1)
     return "; ".join(found[1])
 
 
-def compare(before, after):
+def compare(before, after, more=MORE):
     """What was not given back, and all that there is, in words."""
     wrong, told = [], []
     for name, old in before.items():
         new = after[name]
         told.append(f"{name} {old or 'none'} before, {new or 'none'} now")
-        if name in MORE and new:
-            bad = int(new) > int(old) + MORE[name]
+        if name in more and new:
+            bad = int(new) > int(old) + more[name]
         elif name in LESS:
             bad = int(new) < int(old) - LESS[name]
         else:
