@@ -7,6 +7,7 @@ import random
 import time
 
 from testbed.guest_checks import IMA_POLICY
+from testbed.machine import BedError
 from testbed.report import Failure
 
 SETS = ("deep",)
@@ -60,7 +61,7 @@ def rounds(bed, guest):
     for number in range(TIMES):
         try:
             last = killed(bed, guest, chance, number)
-        except Failure as why:
+        except (BedError, Failure) as why:
             raise Failure(f"after {number} kills (SEED={seed}): {why}") from None
     return f"{TIMES} times; the last: {last}"
 
