@@ -24,6 +24,20 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the kernel may take to end it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why there is no connection.
+pub(super) enum Unopened {
+    /// The I/O process ended without a word: somebody killed it, and the next one may live.
+    Ended(String),
+    /// What is published, or this host, does not allow one.
+    Refused(String),
+}
+
+impl From<String> for Unopened {
+    fn from(reason: String) -> Self {
+        Self::Refused(reason)
+    }
+}
+
 /// What a connection is made of.
 pub(super) struct Opening<'a> {
     pub(super) broker: &'a broker::Client,
@@ -44,7 +58,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Starts the I/O process, and waits until it has the page or says why not. Returns what the kernel lacks
     /// to confine it.
-    pub(super) fn open(opening: &Opening<'_>) -> Result<(Self, Vec<String>), String> {
+    pub(super) fn open(opening: &Opening<'_>) -> Result<(Self, Vec<String>), Unopened> {
         let connection =
             Self::spawn(opening).map_err(|e| format!("starting the I/O process: {e}"))?;
         let deadline = Instant::now() + OPEN_TIMEOUT;
@@ -55,20 +69,19 @@ impl Connection {
                     let lacks = lacks.split(' ').filter(|lack| !lack.is_empty());
                     return Ok((connection, lacks.map(str::to_owned).collect()));
                 }
-                Ok(Some(Tell::Failed(reason))) => return Err(reason),
-                Ok(message) => {
-                    return Err(format!(
-                        "the I/O process ended: {message:?}, {}",
-                        connection.end_now(Some(opening.broker))
-                    ))
+                Ok(Some(Tell::Failed(reason))) => return Err(reason.into()),
+                Ok(None) => {
+                    let how = connection.end_now(Some(opening.broker));
+                    return Err(Unopened::Ended(how));
                 }
-                Err(e) => return Err(format!("I/O process: {e}")),
+                Ok(message) => return Err(format!("the I/O process says {message:?}").into()),
+                Err(e) => return Err(format!("I/O process: {e}").into()),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match wait_readable(&connection.link, left) {
                 Ok(true) => (),
-                Ok(false) => return Err("the I/O process does not get ready".into()),
-                Err(e) => return Err(format!("poll: {e}")),
+                Ok(false) => return Err("the I/O process does not get ready".to_owned().into()),
+                Err(e) => return Err(format!("poll: {e}").into()),
             }
         }
     }

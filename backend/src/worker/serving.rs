@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::connection::{self, Connection};
+use super::connection::{self, Connection, Unopened};
 use super::{Failure, Outcome, Power, Worker};
 use crate::io::link::{Ask, Tell};
 use crate::lifecycle::Stage;
@@ -17,6 +17,9 @@ use crate::swtpm;
 use crate::sys::release_memory;
 use crate::sys::shared::Entry;
 use crate::xenbus::{NodeError, RingParams};
+
+/// How often in a row a connection is tried whose I/O process ends as it starts.
+const OPEN_TRIES: u32 = 5;
 
 impl Worker {
     /// Connects to what the guest has published, unless that was tried already.
@@ -61,14 +64,18 @@ impl Worker {
                 self.remove_error();
                 Ok(None)
             }
-            Err(failure) => {
-                self.refuse(&failure);
+            Err(Unopened::Ended(how)) if self.connect.tries() < OPEN_TRIES => {
+                self.retry_at = Some(now);
+                Ok(self.io_process_ended(how))
+            }
+            Err(Unopened::Ended(reason) | Unopened::Refused(reason)) => {
+                self.refuse(&Failure::Connection(reason));
                 Ok(None)
             }
         }
     }
 
-    fn open(&mut self, params: RingParams) -> Result<(), Failure> {
+    fn open(&mut self, params: RingParams) -> Result<(), Unopened> {
         let (Power::On(tpm), Some(broker)) = (&self.power, &self.broker) else {
             return Ok(());
         };
@@ -80,7 +87,7 @@ impl Worker {
             resumed: self.resumes,
             messages: self.messages.file(),
         };
-        let (connection, lacks) = Connection::open(&opening).map_err(Failure::Connection)?;
+        let (connection, lacks) = Connection::open(&opening)?;
         self.resumes = false;
         for lack in lacks {
             if !self.lacks.contains(&lack) {
@@ -143,7 +150,11 @@ impl Worker {
     pub(super) fn connection_lost(&mut self, reason: Option<String>) -> Option<Outcome> {
         let connection = self.connection.take()?;
         let how = connection.end_now(self.broker.as_ref());
-        let reason = reason.unwrap_or(how);
+        self.io_process_ended(reason.unwrap_or(how))
+    }
+
+    /// What it was at is nobody's any more; the next one goes on.
+    fn io_process_ended(&mut self, reason: String) -> Option<Outcome> {
         log::warn!("I/O process: {reason}");
         self.last_error = Some(LastError::now(reason));
         self.resumes = true;

@@ -147,6 +147,44 @@ fn a_killed_io_process_has_a_successor() {
     assert_eq!(host.worker(7), worker);
 }
 
+#[test]
+fn an_io_process_killed_as_it_starts_has_a_successor() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot(7, &uuid(7));
+    guest.done(&extend(16));
+    let before = life(&mut guest);
+    let (worker, first) = (host.worker(7), host.io(7));
+    let slow = Injected::slow(&[host.broker(7)], "setresuid", 500);
+    signal(first, Signal::Kill);
+    let next = || {
+        let all = host.processes("io", Some(7));
+        all.into_iter().find(|pid| *pid != first)
+    };
+    assert!(wait_for(LIMIT, || next().is_some()));
+    signal(next().unwrap(), Signal::Kill);
+    guest.submit(&GET_RANDOM);
+    if guest.wait(LIMIT) == Outcome::Abandoned {
+        guest.done(&GET_RANDOM);
+    }
+    drop(slow);
+    assert_eq!(life(&mut guest), before);
+    assert_eq!(host.worker(7), worker);
+    assert_eq!(host.backend_state(7).as_deref(), Some("4"));
+}
+
+/// Where none of them lives it is no accident: guest and toolstack are told.
+#[test]
+fn io_processes_that_always_end_are_told() {
+    let Some(host) = Host::new() else { return };
+    let _guest = host.boot(7, &uuid(7));
+    let killed = Injected::new(&[host.broker(7)], "setresuid:signal=KILL");
+    signal(host.io(7), Signal::Kill);
+    let told =
+        || host.error(7).contains("SIGKILL") && host.backend_state(7).as_deref() != Some("4");
+    assert!(wait_for(LIMIT, told), "{}", host.log());
+    drop(killed);
+}
+
 /// A TPM that is gone is told, and the next start of the guest has one.
 #[test]
 fn a_killed_swtpm_closes_its_vtpm() {
