@@ -208,12 +208,11 @@ fn end_former(base: &Path) {
             log::warn!("process {pid} stays in {}: {e}", base.display());
         }
     }
-    let pids: Vec<_> = procs.lines().collect();
     let killed = fs::write(former.join("cgroup.kill"), "1");
     log::warn!(
-        "ends the swtpms of a daemon of version 0.1.0, whose guests get their TPMs back when they start anew: \
+        "ends the swtpms of a daemon of version 0.1.0, whose guests have no TPM until they are started again: \
          {}: {killed:?}",
-        pids.join(" ")
+        procs.trim().replace('\n', " ")
     );
 }
 

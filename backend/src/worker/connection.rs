@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{socketpair, AddressFamily, SocketFlags, SocketType};
 
 use super::tpm::Tpm;
+use super::Failure;
 use crate::broker;
 use crate::io::link::{self, Reply, Tell};
 use crate::swtpm::client::wait_readable;
@@ -23,20 +24,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the kernel may take to end it.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why there is no connection.
-pub(super) enum Unopened {
-    /// The I/O process ended without a word: somebody killed it, and the next one may live.
-    Ended(String),
-    /// What is published, or this host, does not allow one.
-    Refused(String),
-}
-
-impl From<String> for Unopened {
-    fn from(reason: String) -> Self {
-        Self::Refused(reason)
-    }
-}
 
 /// What a connection is made of.
 pub(super) struct Opening<'a> {
@@ -58,9 +45,12 @@ pub(super) struct Connection {
 impl Connection {
     /// Starts the I/O process, and waits until it has the page or says why not. Returns what the kernel lacks
     /// to confine it.
-    pub(super) fn open(opening: &Opening<'_>) -> Result<(Self, Vec<String>), Unopened> {
-        let connection =
-            Self::spawn(opening).map_err(|e| format!("starting the I/O process: {e}"))?;
+    pub(super) fn open(opening: &Opening<'_>) -> Result<(Self, Vec<String>), Failure> {
+        let refused = |text: String| Err(Failure::Connection(text));
+        let connection = match Self::spawn(opening) {
+            Ok(connection) => connection,
+            Err(e) => return refused(format!("starting the I/O process: {e}")),
+        };
         let deadline = Instant::now() + OPEN_TIMEOUT;
         loop {
             match connection.next() {
@@ -69,19 +59,19 @@ impl Connection {
                     let lacks = lacks.split(' ').filter(|lack| !lack.is_empty());
                     return Ok((connection, lacks.map(str::to_owned).collect()));
                 }
-                Ok(Some(Tell::Failed(reason))) => return Err(reason.into()),
+                Ok(Some(Tell::Failed(reason))) => return refused(reason),
                 Ok(None) => {
                     let how = connection.end_now(Some(opening.broker));
-                    return Err(Unopened::Ended(how));
+                    return Err(Failure::IoProcess(how));
                 }
-                Ok(message) => return Err(format!("the I/O process says {message:?}").into()),
-                Err(e) => return Err(format!("I/O process: {e}").into()),
+                Ok(message) => return refused(format!("the I/O process says {message:?}")),
+                Err(e) => return refused(format!("I/O process: {e}")),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             match wait_readable(&connection.link, left) {
                 Ok(true) => (),
-                Ok(false) => return Err("the I/O process does not get ready".to_owned().into()),
-                Err(e) => return Err(format!("poll: {e}").into()),
+                Ok(false) => return refused("the I/O process does not get ready".into()),
+                Err(e) => return refused(format!("poll: {e}")),
             }
         }
     }

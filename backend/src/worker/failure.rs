@@ -30,6 +30,9 @@ pub enum Failure {
     /// There is no connection to the guest.
     #[error("{0}")]
     Connection(String),
+    /// The I/O process ended before it said anything: somebody killed it, and the next one may live.
+    #[error("the I/O process {0}")]
+    IoProcess(String),
     /// The TPM of a guest that is running has ended.
     #[error("the TPM ended while no worker ran")]
     Gone,

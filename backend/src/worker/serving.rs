@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::connection::{self, Connection, Unopened};
+use super::connection::{self, Connection};
 use super::{Failure, Outcome, Power, Worker};
 use crate::io::link::{Ask, Tell};
 use crate::lifecycle::Stage;
@@ -64,18 +64,18 @@ impl Worker {
                 self.remove_error();
                 Ok(None)
             }
-            Err(Unopened::Ended(how)) if self.connect.tries() < OPEN_TRIES => {
+            Err(Failure::IoProcess(how)) if self.connect.tries() < OPEN_TRIES => {
                 self.retry_at = Some(now);
                 Ok(self.io_process_ended(how))
             }
-            Err(Unopened::Ended(reason) | Unopened::Refused(reason)) => {
-                self.refuse(&Failure::Connection(reason));
+            Err(failure) => {
+                self.refuse(&failure);
                 Ok(None)
             }
         }
     }
 
-    fn open(&mut self, params: RingParams) -> Result<(), Unopened> {
+    fn open(&mut self, params: RingParams) -> Result<(), Failure> {
         let (Power::On(tpm), Some(broker)) = (&self.power, &self.broker) else {
             return Ok(());
         };

@@ -24,6 +24,14 @@ fn life(guest: &mut Guest) -> (Vec<u8>, u32, u32) {
     (guest.pcr(16), guest.objects(), guest.clock().1)
 }
 
+/// A command, which ends in IDLE at most if it was under way, is carried out.
+fn goes_on(guest: &mut Guest) {
+    guest.submit(&GET_RANDOM);
+    if guest.wait(LIMIT) == Outcome::Abandoned {
+        guest.done(&GET_RANDOM);
+    }
+}
+
 #[test]
 fn a_killed_worker_has_a_successor() {
     let Some(host) = Host::new() else { return };
@@ -40,11 +48,7 @@ fn a_killed_worker_has_a_successor() {
         signal(worker, Signal::Kill);
         assert!(wait_for(LIMIT, || !is_alive(worker)));
         let start = Instant::now();
-        guest.submit(&GET_RANDOM);
-        // The one that was under way ends in IDLE at most.
-        if guest.wait(LIMIT) == Outcome::Abandoned {
-            guest.done(&GET_RANDOM);
-        }
+        goes_on(&mut guest);
         fastest = fastest.min(start.elapsed());
         assert!(host.worker(7) != worker && is_alive(swtpm));
         assert_eq!(life(&mut guest), before);
@@ -65,10 +69,7 @@ fn a_killed_broker_has_a_successor() {
     let (worker, broker) = (host.worker(7), host.broker(7));
     signal(broker, Signal::Kill);
     assert!(wait_for(LIMIT, || !is_alive(worker)));
-    guest.submit(&GET_RANDOM);
-    if guest.wait(LIMIT) == Outcome::Abandoned {
-        guest.done(&GET_RANDOM);
-    }
+    goes_on(&mut guest);
     assert!(host.broker(7) != broker && is_alive(swtpm));
     assert_eq!(life(&mut guest), before);
 }
@@ -85,7 +86,7 @@ fn a_worker_killed_while_it_keeps_room_is_in_nobodys_way() {
         let injected = Injected::new(&[worker], &format!("{call}:signal=KILL"));
         guest.submit(&increment());
         assert_eq!(guest.wait(LIMIT), Outcome::Abandoned, "{call}");
-        // Its I/O process sees it hang up before it is a zombie.
+        // Its I/O process sees their socket close before it is a zombie.
         assert!(wait_for(LIMIT, || !is_alive(worker)), "{call}");
         drop(injected);
         guest.done(&increment());
@@ -139,10 +140,7 @@ fn a_killed_io_process_has_a_successor() {
     let worker = host.worker(7);
     for _ in 0..3 {
         signal(host.io(7), Signal::Kill);
-        guest.submit(&GET_RANDOM);
-        if guest.wait(LIMIT) == Outcome::Abandoned {
-            guest.done(&GET_RANDOM);
-        }
+        goes_on(&mut guest);
         assert_eq!(life(&mut guest), before);
     }
     assert_eq!(host.worker(7), worker);
@@ -163,10 +161,7 @@ fn an_io_process_killed_as_it_starts_has_a_successor() {
     };
     assert!(wait_for(LIMIT, || next().is_some()));
     signal(next().unwrap(), Signal::Kill);
-    guest.submit(&GET_RANDOM);
-    if guest.wait(LIMIT) == Outcome::Abandoned {
-        guest.done(&GET_RANDOM);
-    }
+    goes_on(&mut guest);
     drop(slow);
     assert_eq!(life(&mut guest), before);
     assert_eq!(host.worker(7), worker);
