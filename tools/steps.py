@@ -28,6 +28,12 @@ def memory_mb():
     return int(fields["MemAvailable"].split()[0]) // 1024
 
 
+def ordinary_user():
+    """Whether this root is an ordinary user's, in a namespace of some ids."""
+    with open("/proc/self/uid_map", encoding="ascii") as file:
+        return int(file.read().split()[2]) < 2 ** 32 - 1
+
+
 def need_space(gib, where, what):
     """Fails before a long step where the disk has not the room for it."""
     os.makedirs(where, exist_ok=True)

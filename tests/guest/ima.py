@@ -94,12 +94,16 @@ def extended(bank, listed):
     return found
 
 
-def chain(bank, listed):
-    """What PCR 10 of the bank has to be after these entries."""
-    value = bytes(hashlib.new(bank).digest_size)
-    for digest in extended(bank, listed):
+def extend(bank, value, digests):
+    """What a PCR with this value is after these."""
+    for digest in digests:
         value = hashlib.new(bank, value + digest).digest()
     return value
+
+
+def chain(bank, listed):
+    """What PCR 10 of the bank has to be after these entries."""
+    return extend(bank, bytes(hashlib.new(bank).digest_size), extended(bank, listed))
 
 
 def missing(bank, digests, before, value, most):
@@ -119,15 +123,11 @@ def missing(bank, digests, before, value, most):
 def missing_run(bank, digests, before, value, most):
     """How many of these in a row are not in the PCR: those of the time without a backend. `most` at
     most; None if it is another value."""
-    new_hash, start = getattr(hashlib, bank), before
     for first, digest in enumerate(digests):
         for number in range(1, most + 1):
-            end = start
-            for other in digests[first + number:]:
-                end = new_hash(end + other).digest()
-            if end == value:
+            if extend(bank, before, digests[first + number:]) == value:
                 return number
-        start = new_hash(start + digest).digest()
+        before = extend(bank, before, [digest])
     return None
 
 

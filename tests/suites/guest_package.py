@@ -11,7 +11,7 @@ import subprocess
 from suites.package import lintian
 from testbed.report import Failure
 from tools.package.deb import FOLDER, GUEST, build_guest_debs, deb, guest_debs
-from tools.steps import BUILD, need_space, output
+from tools.steps import BUILD, need_space, ordinary_user, output
 
 FILES = {
     "xen-tpmfront-common": (
@@ -36,9 +36,7 @@ mount --make-rprivate /
 mount -t tmpfs -o size=6G tmpfs "$1"
 cd "$1"
 mkdir upper work system
-# An ordinary user's root may set no trusted attributes, which a directory that replaces one needs.
-grep -qw 4294967295 /proc/self/uid_map || user=,userxattr
-mount -t overlay overlay -o lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work${user:-} system
+mount -t overlay overlay -o lowerdir=/,upperdir=$PWD/upper,workdir=$PWD/work$OVERLAY system
 cd system
 mount --rbind /dev dev
 mount -t proc proc proc 2>/dev/null || mount --rbind /proc proc
@@ -65,7 +63,10 @@ def in_system(kernel, script, seconds=600, parts="."):
     )
     command = ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", SYSTEM, "sh", where,
                kernel.modules, f"{kernel.build}/.config", FOLDER, words + script]
-    environment = {"RELEASE": kernel.release, "COMMON": common, "MODULES": modules, "PARTS": parts,
+    # An ordinary user's root may set no trusted attributes, which new directories need.
+    overlay = ",userxattr" if ordinary_user() else ""
+    environment = {"OVERLAY": overlay, "RELEASE": kernel.release, "COMMON": common,
+                   "MODULES": modules, "PARTS": parts,
                    "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         command,

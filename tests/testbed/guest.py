@@ -69,11 +69,15 @@ class Guest:
                 f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms
             ]
         self.config = f"/run/{name}.cfg"
-        self.create = f"xl create {self.config}"
         self.log = f"{machine.share}/console/guest-{name}.log"
         self._offset = 0
         self._tty = None
         self._partial = ""
+
+    @property
+    def create(self):
+        """What creates it."""
+        return f"xl create {self.config}"
 
     def write_config(self):
         """Writes the guest's configuration for xl."""

@@ -21,13 +21,11 @@ MAY_SKIP = {"trusted_keys": "the stock kernels have no CONFIG_TRUSTED_KEYS",
             "counters": "the C driver has none",
             "isolation::landlock_is_on_where_the_kernel_has_it": "the host's kernel may have none",
             "counters::tests::processor_time_of_another_process": "nor schedstat"}
-# What an ordinary user, who is root of a namespace of some ids, may not do on every host.
-with open("/proc/self/uid_map", encoding="ascii") as uid_map:
-    if int(uid_map.read().split()[2]) < 2 ** 32 - 1:
-        MAY_SKIP |= {
-            "cgroup::tests::a_process_moves_and_what_is_left_is_killed": "cgroups are root's",
-            "neighbours::of_a_state_directory_that_hangs": "so can be /dev/fuse",
-        }
+if steps.ordinary_user():
+    MAY_SKIP |= {
+        "cgroup::tests::a_process_moves_and_what_is_left_is_killed": "cgroups are root's",
+        "neighbours::of_a_state_directory_that_hangs": "so can be /dev/fuse",
+    }
 # In all other reports than these, a skip is a failure.
 COMPARED = ("compare", "bench", "demo")
 # These have results of another kind, and no report.
