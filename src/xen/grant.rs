@@ -182,15 +182,19 @@ impl<const HEADER: usize> GrantedPage<HEADER> {
 impl<const HEADER: usize> Drop for GrantedPage<HEADER> {
     #[inline]
     fn drop(&mut self) {
-        let mut page = self.page.as_ptr().cast();
+        let page = self.page.as_ptr().cast();
 
         // Nothing is left for the page's next user, but for what the backend still writes.
+        // The page is named, which `xenbus_teardown_ring()` leaves out: where the kernel's pages
+        // are larger than Xen's, it keeps back another page from reuse than this one
+        // (drivers/xen/grant-table.c, gnttab_add_deferred()).
         // SAFETY: By the type invariants the page has so many bytes, and `&mut self` is the only
-        // access to it. `page` and `grant` are those of `xenbus_setup_ring()`, and nobody uses them
-        // after this. While the backend still maps the page, the kernel keeps it back from reuse.
+        // access to it. `page` and `grant` are those of `xenbus_setup_ring()`, which allocated one
+        // page of the kernel's, and nobody uses them after this. While the backend still maps the
+        // page, the kernel keeps it back from reuse; then it frees it.
         unsafe {
             bindings::memset(page, 0, PAGE_SIZE);
-            xen_sys::xenbus_teardown_ring(&mut page, 1, &mut self.grant);
+            xen_sys::gnttab_end_foreign_access(self.grant, xen_sys::rust_helper_virt_to_page(page));
         }
     }
 }

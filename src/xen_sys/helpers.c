@@ -4,6 +4,7 @@
  * the wire is the kernel's.
  */
 #include <linux/build_bug.h>
+#include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/stddef.h>
 #include <xen/interface/io/tpmif.h>
@@ -40,6 +41,11 @@ bool rust_helper_xen_has_pv_devices(void)
 {
 	/* Without CONFIG_XEN_PVHVM the latter alone is a constant. */
 	return xen_domain() && xen_has_pv_devices();
+}
+
+struct page *rust_helper_virt_to_page(const void *address)
+{
+	return virt_to_page(address);
 }
 
 unsigned int rust_helper_memalloc_noio_save(void)

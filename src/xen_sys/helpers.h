@@ -6,8 +6,10 @@
 #include <linux/types.h>
 
 struct device;
+struct page;
 
 bool rust_helper_xen_has_pv_devices(void);
+struct page *rust_helper_virt_to_page(const void *address);
 unsigned int rust_helper_memalloc_noio_save(void);
 void rust_helper_memalloc_noio_restore(unsigned int flags);
 bool rust_helper_trace_command_enabled(void);
