@@ -28,9 +28,10 @@ SENDER = os.environ.get("SENDER") or ""
 NAME, ADDRESS = (SENDER or NOBODY).rstrip(">").split(" <")
 AUTHOR = ("-c", f"user.name={NAME}", "-c", f"user.email={ADDRESS}")
 
-# The fixes for the TPM core, each with its message, in their order; and what makes room for a
-# driver in Rust.
+# The fixes for Xen's grants and for the TPM core, each with its message, in their order; and what
+# makes room for a driver in Rust.
 CORE = (
+    "xen-grants",
     "tpm-pcrs",
     "tpm-banks",
     "trusted-unseal",
@@ -53,6 +54,7 @@ CHANGED = (
     "rust/helpers/mm.c",
     "rust/kernel/lib.rs",
     "drivers/xen/Kconfig",
+    "drivers/xen/grant-table.c",
     "drivers/char/tpm/Kconfig",
     "drivers/char/tpm/Makefile",
     "MAINTAINERS",
@@ -86,7 +88,7 @@ class Tree:
         self.git("commit", "-q", *(["-s"] if SENDER else []), "-m", message)
 
     def core(self, name):
-        """Applies a patch to the TPM core, and commits it with its message."""
+        """Applies a patch to the kernel's C code, and commits it with its message."""
         path = f"{HERE}/core/{name}.patch"
         must(
             ["patch", "-s", "-p1", "--no-backup-if-mismatch", "-i", f"{TOP}/{path}"],
@@ -222,7 +224,7 @@ def grants(tree):
         "#include <xen/xen.h>\n",
     )
     tree.insert(BINDINGS, "#include <linux/reboot.h>\n", "#include <linux/refcount.h>\n")
-    tree.append("rust/helpers/mm.c", "\n" + source.helpers("memalloc"))
+    tree.append("rust/helpers/mm.c", "\n" + source.helpers("memalloc", "virt_to_page"))
     names = source.modules("xen")
     tree.write("rust/kernel/xen.rs", source.room_list("xen", names))
     for name in set(names) - set(BUS):
