@@ -12,6 +12,9 @@ kbuild = $(MAKE) -C $(KDIR) M=$(CURDIR) MO=$(CURDIR)/$(out)
 build deb kdir shell:
 	@$(enter) python3 tools/run.py $@
 
+# Of arm64 there is a short part.
+test: export CROSS = $(if $(SCENARIOS),,arm64)
+
 demo test test-deep compare bench intree series:
 	@$(enter) python3 tests/run.py $@
 
@@ -54,6 +57,7 @@ help:
 	@echo 'make modules_install KDIR=TREE    install it (INSTALL_MOD_PATH= is honoured)'
 	@echo 'make clean         remove build/'
 	@echo 'make distclean     remove build/ and the cache'
+	@echo 'ARCH=arm64 is for that architecture, cross-built and emulated: build, demo, test, test-deep, kdir, deb, series.'
 	@echo 'SCENARIOS=NAME,... runs these alone, KERNEL=7.2 that kernel, PART=2/6 the second of six parts of'
 	@echo 'test-deep; SLOWNESS=2 doubles every timeout, JOBS=4 is how much is done at a time.'
 	@echo 'VERSIONS=FILE repeats what a versions.lock of build/report/ says; DEBIAN_MIRROR= may be a snapshot.'

@@ -4,6 +4,7 @@
 import os
 
 from tools import cargo_cache
+from tools.arch import TARGET
 from tools.steps import BUILD, JOBS, TOP, must
 
 CARGO_CONFIG = """\
@@ -34,13 +35,24 @@ def cargo_environment():
     with open(f"{home}/config.toml", "w", encoding="ascii") as file:
         file.write(CARGO_CONFIG)
     cargo_cache.fetch()
-    return {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo", "CARGO_BUILD_JOBS": str(JOBS),
-            "CARGO_TERM_COLOR": "never"}
+    environment = {"CARGO_HOME": home, "CARGO_TARGET_DIR": f"{BUILD}/cargo",
+                   "CARGO_BUILD_JOBS": str(JOBS), "CARGO_TERM_COLOR": "never"}
+    if TARGET.foreign:
+        linker = f"CARGO_TARGET_{TARGET.cargo.upper().replace('-', '_')}_LINKER"
+        environment |= {"CARGO_BUILD_TARGET": TARGET.cargo, linker: f"{TARGET.triplet}-gcc-14",
+                        "PKG_CONFIG_ALLOW_CROSS": "1"}
+    return environment
+
+
+def program(name):
+    """A program that Cargo has built as it is installed."""
+    target = f"{TARGET.cargo}/" if TARGET.foreign else ""
+    return f"{BUILD}/cargo/{target}release/{name}"
 
 
 def backend_path():
     """The backend daemon."""
-    return f"{BUILD}/cargo/release/xen-vtpmd"
+    return program("xen-vtpmd")
 
 
 def build_backend():

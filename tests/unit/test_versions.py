@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from unittest import mock
 
+from tools.arch import ARCHES
 from tools.kernels import common, prepare
 from tools.steps import StepError
 
@@ -27,6 +28,10 @@ INDEX = {
     "linux-binary-7.3.4+deb13-amd64": ["7.3.4-1"],
     "linux-modules-7.3.4+deb13-amd64": ["7.3.4-1"],
     "linux-headers-7.2.12+deb13-cloud-amd64": ["7.2.12-1"],
+    "linux-headers-7.2.12+deb13-arm64": ["7.2.12-1"],
+    "linux-headers-7.2.12+deb13-arm64-16k": ["7.2.12-1"],
+    "linux-headers-7.3.4+deb13-arm64": ["7.3.4-1"],
+    "linux-headers-7.3.4+deb13-rt-arm64": ["7.3.4-1"],
 }
 
 
@@ -48,6 +53,18 @@ class Versions(unittest.TestCase):
     def test_newest_of_each_series_that_has_its_source(self):
         self.assertEqual([kernel.release for kernel in self.resolve()],
                          ["7.2.12+deb13-amd64", "7.3.4+deb13-amd64", "7.10.1+deb13-amd64"])
+
+    def test_larger_pages_are_a_series_of_their_own(self):
+        with mock.patch.object(prepare, "TARGET", ARCHES["arm64"]):
+            kernels = self.resolve()
+            self.assertEqual([kernel.series for kernel in prepare.chosen(kernels)],
+                             ["7.3", "7.2", "7.2-16k"])
+            self.assertEqual(kernels[1].release, "7.2.12+deb13-arm64-16k")
+            self.assertEqual((kernels[1].plain_series, kernels[1].number), ("7.2", (7, 2)))
+
+    def test_a_short_run_has_the_newest_alone(self):
+        with mock.patch.dict(os.environ, XT_SHORT="1"):
+            self.assertEqual([kernel.series for kernel in prepare.chosen(self.resolve())], ["7.3"])
 
     def test_bootable_is_what_has_binary_and_modules(self):
         self.assertEqual([kernel.bootable for kernel in self.resolve()], [True, True, False])

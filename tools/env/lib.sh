@@ -9,7 +9,9 @@ cache=${XDG_CACHE_HOME:-${HOME:?HOME is not set}/.cache}/xen-tpmfront
 # Raise this when the way the root is made changes; a changed package list makes a new root by itself.
 version=1
 # An archive that somebody chose, as a snapshot is, has a root of its own.
-key=$( { echo $version; grep -v '^#' "$top/tools/env/packages"
+host=$(dpkg --print-architecture)
+packages="$top/tools/env/packages $top/tools/env/packages.$host"
+key=$( { echo $version; grep -hv '^#' $packages
 	[ -z "${DEBIAN_MIRROR:-}" ] || echo "$DEBIAN_MIRROR"; } | sha256sum | cut -c1-12)
 root=$cache/root-$key
 

@@ -60,12 +60,12 @@ remove() {
 }
 
 make_root() {
-	packages=$(grep -v '^#' "$top/tools/env/packages" | tr -s ' \n' ',')
+	include=$(grep -hv '^#' $packages | tr -s ' \n' ',')
 	remove "$new"
 	for part in $suite $suite-updates $suite-backports; do
 		echo "deb [signed-by=$keyring] $mirror $part main"
 	done >"$cache/sources"
-	set -- --mode=root --variant=apt --architectures=amd64 --include="${packages#,}" \
+	set -- --mode=root --variant=apt --architectures="$host" --include="${include#,}" \
 		--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
 		--aptopt='APT::Sandbox::User "root"'
 	# A snapshot's index is valid for ever.

@@ -57,7 +57,7 @@ def unpack(stock, folder):
     work = f"{folder}/work"
     need_space(8, folder, f"a kernel of {stock.series} of our own")
     with step(f"downloading linux-source {stock.version} (about 165 MB) and unpacking it"):
-        archive, = prepare.download(work, f"linux-source-{stock.series}={stock.version}")
+        archive, = prepare.download(work, stock.source_package)
         shutil.rmtree(f"{source}.new", ignore_errors=True)
         prepare.unpack_source(archive, stock.series, f"{source}.new", wanted)
         os.rename(f"{source}.new", source)

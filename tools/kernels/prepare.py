@@ -12,29 +12,31 @@ import subprocess
 import tarfile
 import time
 
-from tools import steps
+from tools import steps, sysroot
+from tools.arch import SUFFIX, TARGET
 from tools.steps import CACHE, JOBS, StepError, must, need_space, output, step
 
 # What the driver supports, and the newest series that all of this was tried with.
 OLDEST, LAST_KNOWN = (7, 2), (7, 3)
 FRESH = 7 * 86400
-HEADERS = re.compile(r"linux-headers-((\d+)\.(\d+)\.(\d+)\+deb13-amd64)$")
-XEN = "xen-hypervisor-4.20-amd64"
-LOCKED = ("rustc", "bindgen", "gcc-14", "xen-utils-4.20", "qemu-system-x86", "swtpm", "libtpms0",
+XEN = f"xen-hypervisor-4.20-{TARGET.name}"
+LOCKED = ("rustc", "bindgen", "gcc-14", "xen-utils-4.20", TARGET.qemu_package, "swtpm", "libtpms0",
           "tpm2-tools", "trousers", "tpm-tools", "busybox-static")
 # Raise this when the way a tree is prepared changes.
 RECIPE = 1
 
-# What a module's build and our tests read of a kernel's source, beside every Kconfig file.
+# What the series changes beside that: the tree's page on Xen's vTPMs, and Xen's grants.
+PAGE = "Documentation/security/tpm/xen-tpmfront.rst"
+CHANGED_TOO = (PAGE, "drivers/xen/grant-table.c")
+# What a module's build and our tests read of a kernel's source, beside every Kconfig file. Each
+# architecture looks at the table of system calls of x86; arm64 has a part of its vDSO from arm.
 KEEP = re.compile(
-    r"""(arch/x86|block|certs|crypto|include|init|io_uring|ipc|kernel|lib|mm|rust|scripts
-    |security|usr|virt|drivers/(android|base|char/tpm)
+    rf"""(arch/({TARGET.kernel}|x86/entry/syscalls|arm/vdso)|block|certs|crypto|include|init
+    |io_uring|ipc|kernel|lib|mm|rust|scripts|security|usr|virt|drivers/(android|base|char/tpm)
     |tools/(arch|bpf/resolve_btfids|build|include|lib|objtool|scripts|testing/selftests/tpm2))/
-    |[^/]+$|(arch|tools)/[^/]+$|Documentation/security/tpm/xen-tpmfront.rst$""",
+    |[^/]+$|(arch|tools)/[^/]+$|{'|'.join(CHANGED_TOO)}$""",
     re.VERBOSE,
 )
-# The tree's page on Xen's vTPMs, which the series adds to.
-PAGE = "Documentation/security/tpm/xen-tpmfront.rst"
 
 
 class Places:
@@ -58,7 +60,8 @@ class Places:
 
 @dataclasses.dataclass(frozen=True)
 class Kernel(Places):
-    """A stock kernel: its packages' version, and where its prepared files are."""
+    """A stock kernel: its packages' version, and where its prepared files are. Where Debian has
+    several flavours of a series, as with larger pages, the others' series say which."""
 
     release: str
     series: str
@@ -68,13 +71,31 @@ class Kernel(Places):
     @property
     def number(self):
         """The series as numbers, to compare."""
-        return tuple(int(part) for part in self.series.split("."))
+        return tuple(int(part) for part in self.plain_series.split("."))
+
+    @property
+    def plain_series(self):
+        """The series as the packages of its source have it."""
+        return self.series.partition("-")[0]
+
+    @property
+    def source_package(self):
+        """linux-source of its version, for apt."""
+        return f"linux-source-{self.plain_series}={self.version}"
+
+    @property
+    def flavour(self):
+        """Debian's name of its configuration."""
+        return self.release.partition("deb13-")[2]
 
     @property
     def folder(self):
         """Where its files are in the cache, by all that they depend on."""
         rustc = output("rustc", "--version").split()[1]
-        return f"{CACHE}/kernel-{self.version.replace('~', '_')}-rustc{rustc}-{RECIPE}"
+        version = self.version.replace("~", "_")
+        # Those of amd64 were made before there were others.
+        flavour = "" if self.flavour == "amd64" else f"-{self.flavour}"
+        return f"{CACHE}/kernel-{version}{flavour}-rustc{rustc}-{RECIPE}"
 
     @property
     def modules(self):
@@ -95,13 +116,16 @@ def versions(package):
 
 def resolve():
     """Finds the newest kernel of each series that has a linux-source of the same version."""
-    best = {}
+    best, flavours = {}, "|".join(TARGET.flavours)
+    headers = re.compile(rf"linux-headers-((\d+)\.(\d+)\.(\d+)\+deb13-({flavours}))$")
     for name in output("apt-cache", "pkgnames", "linux-headers-").split():
-        match = HEADERS.match(name)
+        match = headers.match(name)
         if not match or (int(match[2]), int(match[3])) < OLDEST:
             continue
-        series = f"{match[2]}.{match[3]}"
-        sources = versions(f"linux-source-{series}")
+        plain = series = f"{match[2]}.{match[3]}"
+        if match[5] != TARGET.flavours[0]:
+            series += match[5].removeprefix(TARGET.flavours[0])
+        sources = versions(f"linux-source-{plain}")
         for version in versions(name):
             if version in sources and int(match[4]) >= best.get(series, (-1,))[0]:
                 bootable = version in versions(f"linux-binary-{match[1]}") and \
@@ -202,9 +226,10 @@ def prepare_boot(kernel, work):
     must(
         ["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed"
     )
-    # The last step, so that its result stands for all of them.
+    # The last step, so that its result stands for all of them. On arm64 it is not compressed.
+    extract = "cat" if TARGET.kernel == "arm64" else f"{kernel.source}/scripts/extract-vmlinux"
     with open(kernel.vmlinux + ".new", "wb") as file:
-        subprocess.run([f"{kernel.source}/scripts/extract-vmlinux", kernel.vmlinuz],
+        subprocess.run([extract, kernel.vmlinuz],
                        stdout=file, stderr=subprocess.DEVNULL, check=True)
     os.rename(kernel.vmlinux + ".new", kernel.vmlinux)
 
@@ -218,7 +243,7 @@ def prepare_kernel(kernel):
         shutil.rmtree(kernel.folder, ignore_errors=True)
         os.makedirs(kernel.folder)
         with step(f"downloading linux-headers and linux-source {kernel.version} (about 180 MB)"):
-            source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
+            source, = download(f"{work}/source", kernel.source_package)
             (headers,) = download(
                 f"{work}/headers-deb", f"linux-headers-{kernel.release}={kernel.version}"
             )
@@ -228,16 +253,16 @@ def prepare_kernel(kernel):
                 "cannot unpack the headers",
             )
         with step(f"unpacking the source of {kernel.release}"):
-            unpack_source(source, kernel.series, kernel.source, kept)
+            unpack_source(source, kernel.plain_series, kernel.source, kept)
         with step(f"preparing the build tree of {kernel.release} (1 to 3 minutes)"):
             prepare_tree(kernel, work)
         with open(stamp, "w", encoding="ascii") as file:
             file.write(kernel.version + "\n")
-    # What was unpacked before this page was wanted.
-    elif not os.path.exists(f"{kernel.source}/{PAGE}"):
-        with step(f"downloading linux-source {kernel.version} for a page of its documentation"):
-            source, = download(f"{work}/source", f"linux-source-{kernel.series}={kernel.version}")
-            unpack_source(source, kernel.series, kernel.source, PAGE.__eq__)
+    # What was unpacked before these were wanted.
+    elif not all(os.path.exists(f"{kernel.source}/{name}") for name in CHANGED_TOO):
+        with step(f"downloading linux-source {kernel.version} for {', '.join(CHANGED_TOO)}"):
+            source, = download(f"{work}/source", kernel.source_package)
+            unpack_source(source, kernel.plain_series, kernel.source, CHANGED_TOO.__contains__)
     if kernel.bootable and not os.path.exists(kernel.vmlinux):
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         with step(f"downloading the kernel and modules of {kernel.release} (about 180 MB)"):
@@ -249,7 +274,7 @@ def prepare_kernel(kernel):
 def xen_image(version):
     """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a
     boot loader."""
-    folder = f"{CACHE}/xen-{version.replace('~', '_')}"
+    folder = f"{CACHE}/xen{SUFFIX}-{version.replace('~', '_')}"
     image = f"{folder}/xen"
     if not os.path.exists(image):
         archive, = download(f"{folder}.new", f"{XEN}={version}")
@@ -259,7 +284,7 @@ def xen_image(version):
                 "-c",
                 (
                     f"dpkg-deb --fsys-tarfile {archive} | tar -xO --wildcards"
-                    f" './boot/xen-*-amd64.gz' | gunzip >{folder}.new/xen"
+                    f" './boot/xen-*-{TARGET.name}*' | gzip -dcf >{folder}.new/xen"
                 ),
             ],
             "xen.log",
@@ -272,7 +297,7 @@ def xen_image(version):
 
 def forget_old(kernels):
     """Removes kernels that no run used for two weeks."""
-    for folder in glob.glob(f"{CACHE}/kernel-*"):
+    for folder in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/sysroot-*"):
         if folder not in [kernel.folder for kernel in kernels] and \
                 os.path.getmtime(folder) < time.time() - 2 * FRESH:
             shutil.rmtree(folder)
@@ -290,7 +315,7 @@ def write_lock(kernels, xen_version):
     lines = [f"linux-{kernel.series} = {kernel.version} ({kernel.release})" for kernel in kernels]
     lines.append(f"{XEN} = {xen_version}")
     lines += [f"{name} = {version}" for name, version in locked_packages().items()]
-    with open(f"{steps.REPORT}/versions.lock", "w", encoding="ascii") as file:
+    with open(f"{steps.REPORT}/versions{SUFFIX}.lock", "w", encoding="ascii") as file:
         file.write("".join(line + "\n" for line in lines))
 
 
@@ -306,15 +331,18 @@ class Prepared:
 
 def chosen(kernels):
     """The kernels of a run, newest first. KERNEL=7.2 puts that one first; one that is newer than
-    what this was ever tried with comes last."""
+    what this was ever tried with comes last. A run in short has the newest alone."""
     first = os.environ.get("KERNEL")
     ordered = sorted(
-        kernels, key=lambda kernel: (kernel.number > LAST_KNOWN, [-part for part in kernel.number])
+        kernels, key=lambda kernel: (kernel.number > LAST_KNOWN, [-part for part in kernel.number],
+                                     kernel.series)
     )
     if first and first not in [kernel.series for kernel in kernels]:
         raise StepError(
             f"KERNEL={first}: the archive has {', '.join(kernel.series for kernel in ordered)}"
         )
+    if os.environ.get("XT_SHORT"):
+        return [kernel for kernel in ordered if kernel.number == ordered[0].number]
     return sorted(ordered, key=lambda kernel: kernel.series != first)
 
 
@@ -325,7 +353,7 @@ def of_lock(path):
         lines = dict(line.strip().split(" = ", 1) for line in file if " = " in line)
     kernels = []
     for name, value in lines.items():
-        if match := re.fullmatch(r"linux-(\d+\.\d+)", name):
+        if match := re.fullmatch(r"linux-(\d+\.\d+(-\d+k)?)", name):
             version, _, release = value.partition(" ")
             kernels.append(dataclasses.asdict(Kernel(release.strip("()"), match[1], version, True)))
     differ = [f"{name} {lines[name]} (here {have})" for name, have in locked_packages().items()
@@ -348,7 +376,8 @@ def resolved():
     # By the root, too: one that was just made has no index to download by.
     root = os.stat("/").st_ino
     known = (
-        f"{CACHE}/resolved-{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
+        f"{CACHE}/resolved{SUFFIX}-"
+        f"{output('dpkg-query', '-W', '-f', '${Version}', 'rustc')}-{root}.json"
     )
     age = time.time() - os.path.getmtime(known) if os.path.exists(known) else None
     if age is None or age > FRESH or os.environ.get("COLD"):
@@ -399,6 +428,7 @@ def prepare():
                 print(f"error: {kernel.release}: {why}", flush=True)
                 failed[kernel.release] = str(why)
         xen = xen_image(found["xen"])
+        sysroot.make()
         forget_old(kernels)
     if not any(kernel.bootable for kernel in ready):
         raise StepError(

@@ -6,10 +6,11 @@ import os
 import shutil
 
 from tools import build
+from tools.arch import SUFFIX, TARGET
 from tools.sources import sources
 from tools.steps import BUILD, TOP, must, output
 
-FOLDER = f"{BUILD}/deb"
+FOLDER = f"{BUILD}/deb{SUFFIX}"
 # Where a package's debian/ is among the sources.
 BACKEND, GUEST = "backend", "tools/package/guest"
 # The commit of the backend's version before this one, and its package.
@@ -28,7 +29,7 @@ def source(name="xen-vtpmd"):
     return f"{FOLDER}/{name}-source"
 
 
-def deb(name="xen-vtpmd", place=BACKEND, architecture="amd64"):
+def deb(name="xen-vtpmd", place=BACKEND, architecture=TARGET.name):
     """A package that was built."""
     return f"{FOLDER}/{name}_{version(place)}_{architecture}.deb"
 
@@ -54,9 +55,12 @@ def build_packages(name, env, tree=None):
     tree = tree or source(name)
     for path in glob.glob(f"{os.path.dirname(tree)}/{name}*_*"):
         os.unlink(path)
-    # The root has what is needed of build-essential, but not that package.
+    # The root has what is needed of build-essential, but not that package; and of the crates it has
+    # its own architecture's, which are sources.
+    cross = ["--no-check-builddeps"] if TARGET.foreign else []
     must(
-        ["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps"],
+        ["dpkg-buildpackage", "--build=binary", "--no-sign", "--ignore-builtin-builddeps",
+         f"--host-arch={TARGET.name}", *cross],
         f"deb-{name}.log",
         f"the package {name} does not build",
         cwd=tree,
