@@ -13,6 +13,7 @@ from tools.package.deb import build_guest_debs
 from tools.steps import TOP, must
 
 SETS = ("deep",)
+NEEDS = ("dom0 on a disk",)
 
 # A whole Debian takes minutes to boot under emulation.
 BOOT_LIMIT = 600

@@ -8,8 +8,11 @@ import time
 
 from testbed import wait
 from testbed.machine import BedError
+from tools.arch import TARGET
 
 START_LIMIT = 240
+# What a guest is where a scenario does not say; arm64 has but one type.
+TYPE = "pv" if TARGET.name == "amd64" else "pvh"
 END = re.compile(r"^.*?@@end (\S+) (\d+) ([\d.]+)$")
 DEAD = re.compile(r"Kernel panic|Attempted to kill init|---\[ end Kernel panic")
 
@@ -36,7 +39,7 @@ class Outcome:
 
 
 class Guest:
-    """A guest with the given vTPMs, PV unless `type` says otherwise. `slowness` is by how much
+    """A guest with the given vTPMs, of TYPE unless `type` says otherwise. `slowness` is by how much
     longer than with a stock kernel all that it does may take; the host's own slowness comes to
     that."""
 
@@ -58,7 +61,7 @@ class Guest:
         self._host = wait.slowness()
         self._slowness = slowness * self._host
         self._config = {
-            "name": f"'{name}'", "type": "'pv'", "vcpus": vcpus, "memory": memory,
+            "name": f"'{name}'", "type": f"'{TYPE}'", "vcpus": vcpus, "memory": memory,
             "kernel": "'/boot/vmlinux'", "ramdisk": "'/boot/guest.cpio'",
             "extra": f"'console=hvc0 {early} quiet rdinit=/init {options}'",
             "on_reboot": "'destroy'", "on_crash": "'destroy'",
@@ -88,6 +91,8 @@ class Guest:
         """Creates the guest and waits until it takes commands. `before` is called when the
         toolstack has made it, and it has not run."""
         self.write_config()
+        # What another guest of this name has said.
+        self._lines()
         self.machine.must(f"{self.create} -p" if before else self.create, 120)
         if before:
             before()

@@ -79,6 +79,11 @@ impl Line {
         }
     }
 
+    /// Whether there is a command that was not answered.
+    pub(crate) fn is_busy(&self) -> bool {
+        [State::Submit as u8, State::Cancel as u8].contains(&self.page.state())
+    }
+
     /// How often the pattern is in the payload, and how many of its bytes are not zero.
     pub(crate) fn find(&self, pattern: &[u8]) -> (usize, usize) {
         let mut payload = vec![0; PAGE_SIZE - PAYLOAD];

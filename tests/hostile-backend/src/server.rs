@@ -216,8 +216,13 @@ impl Server {
                 Ok("ok".into())
             }
             "find" => {
-                let lines = self.kept.iter().chain(&self.line);
-                let found = lines.map(|line| line.find(rest.as_bytes()));
+                // What the driver asks over the present connection by itself is not left there.
+                let now = self.line.iter().map(|line| {
+                    let (hits, bytes) = line.find(rest.as_bytes());
+                    (hits, if line.is_busy() { 0 } else { bytes })
+                });
+                let kept = self.kept.iter().map(|line| line.find(rest.as_bytes()));
+                let found = kept.chain(now);
                 let (pages, hits, bytes) = found.fold((0, 0, 0), |sum, (hits, bytes)| {
                     (sum.0 + 1, sum.1 + hits, sum.2 + bytes)
                 });
