@@ -15,8 +15,14 @@ sys.path[:0] = [TOP]
 from tools.steps import BUILD, REPORT, StepError  # noqa: E402
 
 # What is kept, by the beginning of a report's name.
-KEPT = {"tests": "make test", "deep": "make test-deep", "compare": "make compare"}
-PART = re.compile(r"deep-part-(\d+)-of-(\d+)$")
+KEPT = {
+    "tests": "make test",
+    "deep": "make test-deep",
+    "compare": "make compare",
+    "tests-arm64": "ARCH=arm64 make test",
+    "deep-arm64": "ARCH=arm64 make test-deep",
+}
+PART = re.compile(r"(?P<kind>deep(-arm64)?)-part-(?P<number>\d+)-of-(?P<count>\d+)$")
 STATUSES = ("pass", "fail", "noted", "skip")
 
 
@@ -25,7 +31,8 @@ def reports(folder=REPORT):
     found = {}
     for file in sorted(os.listdir(folder)):
         name, ending = os.path.splitext(file)
-        kind = "deep" if PART.match(name) else name
+        part = PART.match(name)
+        kind = part["kind"] if part else name
         if kind in KEPT and ending == ".json":
             with open(f"{folder}/{file}", encoding="utf-8") as text:
                 report = json.load(text)
@@ -47,11 +54,11 @@ def judged(kind, parts):
              if part["state"] != "complete"]
     numbers = [PART.match(part["report"]) for part in parts]
     if any(numbers):
-        counts = {int(number[2]) if number else 1 for number in numbers}
+        counts = {int(number["count"]) if number else 1 for number in numbers}
         if len(counts) > 1:
             raise StepError(f"{KEPT[kind]}: no one result of reports of {sorted(counts)} parts")
         count = counts.pop()
-        missing = set(range(1, count + 1)) - {int(number[1]) for number in numbers}
+        missing = set(range(1, count + 1)) - {int(number["number"]) for number in numbers}
         said += [f"part {number} of {count} was **not run**" for number in sorted(missing)]
     return said
 

@@ -8,11 +8,12 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(TESTS), TESTS]
 
 import demo  # noqa: E402
-from suites import bench, deep, documents, ending, guest_package, host, intree  # noqa: E402
+from suites import arm64, bench, deep, documents, ending, guest_package, host, intree  # noqa: E402
 from suites import lint, module, package, scenarios, series  # noqa: E402
 from testbed.report import Report  # noqa: E402
 from testbed.testbed import Testbed  # noqa: E402
 from tools import cargo_cache  # noqa: E402
+from tools.arch import SUFFIX, TARGET  # noqa: E402
 from tools.run import build_all, main  # noqa: E402
 
 
@@ -42,8 +43,12 @@ def named():
 
 def command_test(have):
     """make test: every suite; scenarios named by SCENARIOS= alone, where given."""
-    report = begin("tests", have)
-    if not named():
+    report = begin(f"tests{SUFFIX}", have)
+    if not named() and TARGET.foreign:
+        module.run(report, have.kernels)
+        package.run_built(report)
+        guest_package.run(report, have.kernels)
+    elif not named():
         lint.run(report)
         ending.run(report)
         host.run(report, have.kernels)
@@ -52,18 +57,27 @@ def command_test(have):
         package.run(report)
         guest_package.run(report, have.kernels)
         series.run(report, have.kernels[0].source)
+    scenarios.run(report, have.kernels, have.xen, scenarios.selected(named() or "test"))
+    if not named() and not TARGET.foreign:
+        arm64.run(report)
+        documents.run_last(report)
         if not report.count("fail"):
             cargo_cache.keep()
-    scenarios.run(report, have.kernels, have.xen, scenarios.selected(named() or "test"))
-    if not named():
-        documents.run_last(report)
+    return finish(report)
+
+
+def command_short(have):
+    """What make test has of another architecture."""
+    report = begin(arm64.SUITE, have)
+    arm64.run_short(report, have)
     return finish(report)
 
 
 def command_deep(have):
     """make test-deep: what takes long; scenarios named by SCENARIOS= alone, where given."""
     part = os.environ.get("PART") or ""
-    report = begin(f"deep-part-{part.replace('/', '-of-')}" if part else "deep", have)
+    name = f"deep{SUFFIX}"
+    report = begin(f"{name}-part-{part.replace('/', '-of-')}" if part else name, have)
     deep.run(report, have.kernels, have.xen, named(), part)
     return finish(report)
 
@@ -124,8 +138,11 @@ COMMANDS = {
     "series": command_series,
     "demo": command_demo,
     "bench": command_bench,
+    "short": command_short,
 }
+# It is a part of a run that has the lock.
+UNLOCKED = ("short",)
 
 
 if __name__ == "__main__":
-    sys.exit(main(COMMANDS))
+    sys.exit(main(COMMANDS, UNLOCKED))

@@ -13,6 +13,7 @@ from testbed.report import Failure
 from testbed.testbed import tpm_state
 
 SETS = ("deep",)
+NEEDS = ("driver domain",)
 
 START = """
 modprobe -a xen-evtchn xen-gntdev

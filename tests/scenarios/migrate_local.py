@@ -7,6 +7,7 @@ from testbed.report import Failure
 from testbed.toolstack import must_be
 
 SETS = ("deep",)
+NEEDS = ("save",)
 VARIANTS = {"20": {"sets": ("deep",), "times": 20}}
 
 # xl's own way to receive on the host that sends.

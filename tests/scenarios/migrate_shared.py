@@ -6,6 +6,7 @@ from testbed.toolstack import must_be
 from testbed.two import hosts, migrate, share_state
 
 SETS = ("deep",)
+NEEDS = ("save",)
 
 
 def moves(bed, other, guest):

@@ -10,6 +10,7 @@ from testbed.report import Failure
 from testbed.testbed import Testbed
 
 SETS = ("deep",)
+NEEDS = ("save",)
 
 STATE = "/var/lib/xen-vtpmd"
 # In the folder that dom0 shares with the host: what is carried from the one machine to the other.

@@ -18,6 +18,7 @@ from tools.package.deb import build_deb, deb
 from tools.steps import TOP
 
 SETS = ("deep",)
+NEEDS = ("dom0 on a disk",)
 
 STATE = "/var/lib/xen-vtpmd"
 CA = "/var/lib/swtpm-localca"

@@ -11,6 +11,7 @@ from tools.package.deb import FORMER_DEB, build_deb, build_former_deb, deb
 from tools.package.dom0_disk import dom0_disk
 
 SETS = ("deep",)
+NEEDS = ("dom0 on a disk",)
 VARIANTS = {"impatient": {"sets": ("deep",), "impatient": True}}
 
 UUID = "00000000-0000-4000-8000-0000000001d0"

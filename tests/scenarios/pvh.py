@@ -4,7 +4,7 @@ processors."""
 
 from testbed import event_log, guest_checks
 
-SETS = ("test",)
+SETS = ("test", "short")
 # Two processors of a guest share one of the emulated machine, and wait for each other.
 VARIANTS = {"smp": {"sets": ("deep",), "vcpus": 2}}
 

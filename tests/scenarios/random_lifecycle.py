@@ -8,6 +8,7 @@ import time
 
 from testbed import backend_resources, guest_resources, ledger, toolstack
 from testbed.guest_scripts import in_guest
+from testbed.lacking import lacking
 from testbed.report import Failure
 
 SETS = ("compare", "debug", "race")
@@ -73,6 +74,9 @@ EVENTS = {
     attached_again: (1, 1),
     bound_again: (1, 0),
 }
+if lacking("save"):
+    for saves in (saved_and_restored, checkpoint, failed_save):
+        del EVENTS[saves]
 
 
 def counts(guest):

@@ -4,6 +4,7 @@
 from testbed.toolstack import FILE, checkpoint, restore, save, save_and_restore, while_running
 
 SETS = ("test",)
+NEEDS = ("save",)
 
 
 def destroy_and_create(_, guest):

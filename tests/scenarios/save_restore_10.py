@@ -6,6 +6,7 @@ from testbed import guest_resources
 from testbed.toolstack import save_and_restore
 
 SETS = ("deep",)
+NEEDS = ("save",)
 
 TIMES = 10
 

@@ -6,6 +6,7 @@ from testbed.report import Failure
 from testbed.toolstack import FILE, checkpoint, save_and_restore, while_running
 
 SETS = ("deep",)
+NEEDS = ("save",)
 
 
 def connection(bed, guest):

@@ -5,6 +5,7 @@ place."""
 from testbed import toolstack
 
 SETS = ("test",)
+NEEDS = ("stock driver",)
 
 CHECKS = (
     "stock_driver",

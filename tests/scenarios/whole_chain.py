@@ -18,6 +18,7 @@ from tools.package.dom0_disk import dom0_disk
 from tools.steps import must
 
 SETS = ("deep",)
+NEEDS = ("host's TPM",)
 # The devices of QEMU that a PC's TPM can be.
 VARIANTS = {"crb": {"sets": (), "device": "tpm-crb"}}
 

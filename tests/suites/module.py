@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 
+from tools.arch import TARGET
 from tools.build import build_module, module_path
 from testbed.report import Failure, Skip
 from tools.steps import BUILD, JOBS, LOGS, TOP, logged, output
@@ -18,6 +19,8 @@ WARNING = re.compile(
 )
 # Debian's header trees cannot have these; they say nothing on our code.
 EXPECTED = re.compile(r"warning: the compiler differs|Skipping BTF generation", re.MULTILINE)
+# In front of the names of binutils.
+BINUTILS = f"{TARGET.triplet}-" if TARGET.foreign else ""
 FIELDS = {"name": r"xen_tpmfront|xen-tpmfront", "license": r"GPL", "alias": r"xen:vtpm",
           "author": r"\S", "description": r"\S"}
 
@@ -154,16 +157,42 @@ def refused(kernel, change, wanted):
     return errors[0]
 
 
+# What a processor that reorders accesses is told by, in the functions that the module calls for the
+# page's state and for flags (architecture.rst, "The order of accesses").
+ORDERS = {
+    "rust_helper_atomic_i8_read_acquire": r"\tldarb\t",
+    "rust_helper_atomic_i8_set_release": r"\tstlrb\t",
+    "rust_helper_atomic_i8_xchg": r"\tdmb\tish\b|\tswpalb\t",
+}
+
+
+def orders(kernel):
+    """The module's acquires, releases and full barriers are such instructions on arm64."""
+    called = output(f"{BINUTILS}nm", "-u", module_path(kernel))
+    helpers = f"{kernel.build}/rust/helpers/helpers.o"
+    for name, wanted in ORDERS.items():
+        if not re.search(rf" {name}$", called, re.MULTILINE):
+            raise Failure(f"the module does not call {name}")
+        code = output(f"{BINUTILS}objdump", f"--disassemble={name}", helpers)
+        if not re.search(wanted, code):
+            raise Failure(f"{name} has no such instruction: {code}")
+
+
+def run_builds(report, kernels):
+    """It builds, and says what for."""
+    for kernel in kernels:
+        if report.check("module", f"builds for {kernel.release} without a warning", build, kernel):
+            report.check("module", f"modinfo for {kernel.release}", modinfo, kernel)
+            if TARGET.name == "arm64":
+                report.check("module", f"ordered accesses for {kernel.release}", orders, kernel)
+
+
 def run(report, kernels):
     """Runs the suite."""
+    run_builds(report, kernels)
     for kernel in kernels:
-        built = report.check(
-            "module", f"builds for {kernel.release} without a warning", build, kernel
-        )
         report.check("module", f"clippy finds nothing for {kernel.release}", clippy, kernel)
         report.check("module", f"rustdoc finds nothing for {kernel.release}", rustdoc, kernel)
-        if built:
-            report.check("module", f"modinfo for {kernel.release}", modinfo, kernel)
     first = next(kernel for kernel in kernels if kernel.bootable)
     report.check("module", "checkpatch finds nothing", checkpatch, first)
     report.check("module", "modules_install puts it under updates/", install, first)

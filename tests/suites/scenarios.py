@@ -12,10 +12,12 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from testbed import programs
+from testbed.lacking import lacking
 from testbed.machine import BedError
 from testbed.report import Failure
 from testbed.testbed import Testbed
 from tools import build
+from tools.arch import SUFFIX, TARGET
 from tools.kernels import debug_kernel, intree
 from tools.series import generate
 from tools.steps import BUILD, JOBS, TOP, StepError, memory_mb, need_space, step
@@ -43,6 +45,11 @@ class Scenario:
     def alone(self):
         """Whether no other scenario may run meanwhile."""
         return getattr(self.module, "ALONE", False)
+
+    @property
+    def needs(self):
+        """What not every architecture has."""
+        return (*getattr(self.module, "NEEDS", ()), *(["kernel of our own"] if self.kernel else []))
 
     @property
     def says(self):
@@ -164,11 +171,14 @@ def run(report, kernels, xen, scenarios, driver="rust"):
     first, *others = usable
     own = {
         kind: prepared(report, *OWN[kind], first)
-        for kind in sorted({one.kernel for one in scenarios} - {None})
+        for kind in sorted({one.kernel for one in scenarios if not lacking(*one.needs)} - {None})
     }
     jobs = []
     for one in scenarios:
-        suite = f"testbed/{one.name}"
+        suite = f"testbed{SUFFIX}/{one.name}"
+        if why := lacking(*one.needs):
+            report.add(suite, f"is none for {TARGET.name}", "noted", 0, why)
+            continue
         # What a scenario needs beside that, while no other one runs.
         if hasattr(one.module, "prepare") and not report.check(
             suite, "is prepared", one.module.prepare

@@ -1,11 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Builds an initramfs: chosen programs with their libraries, written as a newc cpio archive."""
+"""Builds an initramfs: chosen programs with their libraries, written as a newc cpio archive. They
+come from the root, or from the packages of another architecture (tools/sysroot.py)."""
 
 import glob
 import os
 import re
 import stat
 import subprocess
+
+from tools import sysroot
+from tools.arch import TARGET
+
+# What is in front of each path there.
+ROOT = sysroot.path()
 
 # Debian's merged /usr: what a program calls /lib is /usr/lib in the image too.
 MERGED = ("bin", "sbin", "lib", "lib64")
@@ -58,7 +65,7 @@ class Image:
 
     def file(self, path, source=None, mode=None):
         """Adds a file of the root, or `source` under the name `path`."""
-        source = source or path
+        source = source or ROOT + path
         path = canonical(path)
         self.directory(os.path.dirname(path))
         mode = mode if mode is not None else os.stat(source).st_mode & 0o777
@@ -66,7 +73,7 @@ class Image:
 
     def tree(self, path, source=None, skip=()):
         """Adds a whole directory, but for names in `skip`."""
-        source = source or path
+        source = source or ROOT + path
         self.directory(path)
         for name in sorted(os.listdir(source)):
             if name in skip:
@@ -89,21 +96,19 @@ class Image:
 
     def program(self, path, source=None):
         """Adds a program or library with all that its loader will look for."""
-        source = source or path
+        source = source or ROOT + path
         if path in self._seen:
             return
         self._seen.add(path)
-        real = os.path.realpath(source)
         if os.path.islink(source):
             self.link(path, os.readlink(source))
-            target = os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(source)))
-            self.program(target, real if not os.path.exists(target) else None)
+            self.program(os.path.normpath(os.path.join(os.path.dirname(path), os.readlink(source))))
             return
         self.file(path, source)
-        with open(real, "rb") as file:
+        with open(source, "rb") as file:
             if file.read(4) != b"\x7fELF":
                 return
-        for library in libraries(real):
+        for library in libraries(path, source):
             self.program(library)
 
     def write(self, target):
@@ -127,19 +132,31 @@ def _entry(out, number, name, mode, data, major, minor):
     out.write(data + b"\0" * (-len(data) % 4))
 
 
-def libraries(path):
-    """Names the shared libraries and the loader that the program at `path` uses."""
-    done = subprocess.run(["ldd", path], capture_output=True, text=True, check=False)
-    if "not found" in done.stdout:
-        raise RuntimeError(f"{path} lacks a library: {done.stdout}")
-    return re.findall(r"(?:=> |^\s*)(/\S+) \(0x", done.stdout, re.MULTILINE)
+def libraries(path, source):
+    """Names the loader and the shared libraries that the program at `path` uses. Not by ldd, which
+    runs it."""
+    done = subprocess.run(["readelf", "-ldW", source], capture_output=True, text=True, check=True)
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
+    own = [folder.replace("$ORIGIN", os.path.dirname(path))
+           for found in re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout)
+           for folder in found.split(":")]
+    found = re.findall(r"program interpreter: (.*)\]", done.stdout)
+    for name in needed:
+        places = [f"{folder}/{name}" for folder in [*own, f"/usr/lib/{TARGET.triplet}", "/usr/lib"]]
+        there = [os.path.normpath(place) for place in places if os.path.lexists(ROOT + place)]
+        if not there:
+            raise RuntimeError(f"{source} lacks a library: {name} is in none of {places}")
+        found.append(there[0])
+    return found
 
 
 def which(name):
     """Finds a program of the root by its name."""
-    for folder in glob.glob("/usr/lib/xen-4.*/bin") + ["/usr/bin", "/usr/sbin"]:
-        if os.path.exists(f"{folder}/{name}"):
+    xen = [path.removeprefix(ROOT) for path in glob.glob(f"{ROOT}/usr/lib/xen-4.*/bin")]
+    for folder in [*xen, "/usr/bin", "/usr/sbin"]:
+        if os.path.lexists(f"{ROOT}{folder}/{name}"):
             return f"{folder}/{name}"
     raise FileNotFoundError(
-        f"the root has no program {name}: is its package in tools/env/packages?"
+        f"{ROOT or 'the root'} has no program {name}: is its package in tools/env/packages"
+        f"{'.sysroot' if ROOT else ''}?"
     )

@@ -16,18 +16,20 @@ echo "users of the module: $(cat /sys/module/xen_tpmfront/refcnt)"
 # The debug kernel keeps memory that was freed, to see who uses it after that. What is lost there
 # kmemleak finds.
 [ ! -e /sys/kernel/debug/kmemleak ] || exit 0
+page=$(python3 -E -s -c 'import os; print(os.sysconf("SC_PAGESIZE") >> 10)')
 # Of vmalloc's areas, the kernel keeps those that were given back until there are many: each script
 # leaves two.
-areas=$(awk '$1 == "vmap_area" { print 4 * $6 * $15 }' /proc/slabinfo)
+areas=$(awk '$1 == "vmap_area" { print '$page' * $6 * $15 }' /proc/slabinfo)
 echo "slab KiB: $(($(sed -n 's/^SUnreclaim: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) - ${areas:-0}))"
 # Free pages that a processor keeps at hand are free, though MemAvailable leaves them out.
 pages=$(awk '$1 == "count:" { pages += $2 } END { print pages }' /proc/zoneinfo)
-echo "free KiB: $(($(sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo) + 4 * pages))"
+free=$(sed -n 's/^MemAvailable: *\\([0-9]*\\) kB/\\1/p' /proc/meminfo)
+echo "free KiB: $((free + page * pages))"
 """
 DOM0 = """
 domid=$(xl domid {name})
 echo "ring-ref: $(xenstore-read /local/domain/$domid/device/vtpm/0/ring-ref)"
-echo "event channels: $(lsevtchn $domid | wc -l)"
+echo "event channels: $(event-channels $domid | wc -l)"
 xl dmesg -c >/dev/null
 xl debug-keys g
 echo "mapped grants: $(xl dmesg -c |

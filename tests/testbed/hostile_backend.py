@@ -93,7 +93,7 @@ class Trial:
 
     def _ports(self):
         """How many event channels the guest has."""
-        return int(self.machine.must("lsevtchn $(xl domid victim) | wc -l"))
+        return int(self.machine.must("event-channels $(xl domid victim) | wc -l"))
 
     def tell(self, order, limit=60):
         """Gives the backend an order; returns its answer."""

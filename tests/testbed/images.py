@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 
-from testbed.cpio import Image, which
+from testbed.cpio import ROOT, Image, which
+from tools.arch import HOST, ARCHES, TARGET
 
 TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DISK_DOM0 = os.path.join(os.path.dirname(TESTS), "tools/package/dom0")
@@ -18,7 +19,7 @@ DISK_DOM0 = os.path.join(os.path.dirname(TESTS), "tools/package/dom0")
 DOM0_PROGRAMS = """
 xl xenstored oxenstored xenconsoled xenconsole xen-init-dom0 libxl-save-helper
 xenstore-ls xenstore-read xenstore-write xenstore-rm xenstore-list xenstore-chmod xenstore-watch
-xenstore-exists lsevtchn swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
+xenstore-exists swtpm swtpm_setup swtpm_ioctl setpriv prlimit flock
 """.split()
 
 DOM0_MODULES = """
@@ -60,7 +61,7 @@ SYSTEM_FILES = {
 def base_image():
     """An image with busybox and the few files that every system has."""
     image = Image()
-    image.file("/usr/bin/busybox", which("busybox"))
+    image.file(which("busybox"))
     applets = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True)
     for applet in set(applets.stdout.split()) - {"busybox"}:
         image.link(f"/usr/bin/{applet}", "busybox")
@@ -82,10 +83,10 @@ def add_programs(image, names):
 
 
 def dlopened(image, *patterns):
-    """Adds libraries that are loaded at run time, which ldd does not show."""
+    """Adds libraries that are loaded at run time, which no program names."""
     for pattern in patterns:
-        for path in glob.glob(pattern):
-            image.program(path)
+        for path in glob.glob(ROOT + pattern):
+            image.program(path.removeprefix(ROOT))
 
 
 class Modules:
@@ -142,16 +143,16 @@ def dom0_image(modules, backend, more=()):
     """Dom0's system: the toolstack, the backend and swtpm, and the kernel's modules with `more`."""
     image = base_image()
     add_programs(image, DOM0_PROGRAMS)
-    dlopened(image, "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
-             "/usr/lib/x86_64-linux-gnu/swtpm/*.so*")
-    # What oxenstored loads by dlopen().
-    for plugin in glob.glob("/usr/lib/xen-4.*/ocaml/xsd_glue/*/*.cmxs"):
-        image.program(plugin)
+    # The last is for oxenstored.
+    dlopened(image, f"/usr/lib/{TARGET.triplet}/libgcc_s.so.1",
+             f"/usr/lib/{TARGET.triplet}/swtpm/*.so*",
+             "/usr/lib/xen-4.*/ocaml/xsd_glue/*/*.cmxs")
     image.tree("/etc/xen", skip=("scripts",))
     modules.add(image, [*DOM0_MODULES, *more])
     image.program("/usr/sbin/xen-vtpmd", backend)
     image.file("/init", f"{TESTS}/dom0/init", 0o755)
     image.file("/agent", f"{DISK_DOM0}/agent", 0o755)
+    image.file("/usr/sbin/event-channels", f"{TESTS}/dom0/event-channels", 0o755)
     return image
 
 
@@ -159,8 +160,8 @@ def add_block_script(image):
     """Adds what xl runs for a guest's disk."""
     add_programs(image, ["bash"])
     for path in ("block", "*-common.sh", "locking.sh", "logging.sh", "hotplugpath.sh"):
-        for script in glob.glob(f"/etc/xen/scripts/{path}"):
-            image.file(script)
+        for script in glob.glob(f"{ROOT}/etc/xen/scripts/{path}"):
+            image.file(script.removeprefix(ROOT))
 
 
 def add_network(image, keys):
@@ -211,16 +212,19 @@ def guest_image(modules, selftests, ours, hostile):
     and the checks."""
     image = base_image()
     add_programs(image, GUEST_PROGRAMS)
-    for path in glob.glob("/usr/bin/tpm2_*"):
-        image.link(path, os.readlink(path))
-    dlopened(image, "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0",
-             "/usr/lib/x86_64-linux-gnu/libgcc_s.so.1")
+    for path in glob.glob(f"{ROOT}/usr/bin/tpm2_*"):
+        image.link(path.removeprefix(ROOT), os.readlink(path))
+    dlopened(image, f"/usr/lib/{TARGET.triplet}/libtss2-tcti-device.so.0",
+             f"/usr/lib/{TARGET.triplet}/libgcc_s.so.1")
     for path in python_files():
-        image.program(path)
+        # Scripts are those of the root, which is what has compiled them.
+        if path.endswith(".so"):
+            path = path.replace(ARCHES[HOST].triplet, TARGET.triplet)
+        image.program(path, path if path.endswith(".py") else None)
         compiled = f"{os.path.dirname(path)}/__pycache__/{os.path.basename(path)[:-3]}" \
             f".{sys.implementation.cache_tag}.pyc"
         if os.path.exists(compiled):
-            image.file(compiled)
+            image.file(compiled, compiled)
     image.text("/etc/tcsd.conf", "", 0o640)
     image.directory("/var/lib/tpm")
     modules.add(image, GUEST_MODULES, ours=ours)

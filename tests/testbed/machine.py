@@ -12,22 +12,9 @@ import socket
 import subprocess
 import time
 
-from testbed import wait
+from testbed import qemu, wait
 
-XEN_OPTIONS = (
-    "console=com1 com1=115200,8n1 spec-ctrl=eager-fpu loglvl=info guest_loglvl=info noreboot=true"
-)
 BOOT_LIMIT = 120
-
-# Emulated time is a count of instructions, 4 ns for each, whatever the host does meanwhile; it
-# jumps to the next timer when all processors are idle. Without TSC deadlines and x2APIC Xen takes
-# timers that go by that time. Without fast string instructions the kernel clears and copies by
-# loops: of those instructions each byte would be counted as one.
-ICOUNT = ["-accel", "tcg,thread=single", "-icount", "shift=2,sleep=off",
-          "-cpu", "max,-rdtscp,-x2apic,-tsc-deadline,-erms,-fsrm,-fzrm,-fsrs,-fsrc",
-          "-rtc", "base=2026-01-01T00:00:00,clock=vm"]
-# Without eager FPU switching and with rdtscp, emulation corrupts registers.
-REALTIME = ["-accel", "tcg,thread=multi", "-cpu", "max,-rdtscp"]
 
 
 class BedError(Exception):
@@ -50,28 +37,10 @@ class Machine:
         self._pending = b""
         self._number = 0
         self._agent = self._process = None
-        xen_line = f"{XEN_OPTIONS} dom0_mem={dom0_memory}M,max:{dom0_memory}M"
-        dom0_line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
+        xen_options = f"dom0_mem={dom0_memory}M,max:{dom0_memory}M"
+        line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
         self._command = [
-            "qemu-system-x86_64",
-            *(REALTIME if icount is None else [*ICOUNT, "-seed", str(icount)]),
-            "-M",
-            "q35",
-            "-smp",
-            str(cpus),
-            "-m",
-            str(memory),
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-kernel",
-            xen,
-            "-append",
-            xen_line,
-            "-initrd",
-            f"{kernel} {dom0_line},{initrd}",
+            *qemu.command(xen, xen_options, kernel, line, initrd, cpus, memory, icount),
             "-chardev",
             f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={work}/dom0.log",
             "-serial",

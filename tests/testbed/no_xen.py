@@ -8,8 +8,10 @@ import socket
 import subprocess
 import time
 
+from testbed import qemu
 from testbed.guest import Guest
 from testbed.machine import BedError
+from tools.arch import TARGET
 
 
 class BareMachine(Guest):
@@ -23,13 +25,12 @@ class BareMachine(Guest):
         self.patience = 1
         super().__init__(self, "bare")
         self._command = [
-            "qemu-system-x86_64",
+            TARGET.emulator,
             "-accel",
             "tcg",
-            "-M",
-            "q35",
+            *qemu.BARE_MACHINE,
             "-cpu",
-            "max",
+            qemu.CPU,
             "-m",
             "512",
             "-nodefaults",
@@ -42,7 +43,7 @@ class BareMachine(Guest):
             "-initrd",
             initrd,
             "-append",
-            "console=ttyS0 quiet rdinit=/init panic=-1",
+            f"console={qemu.BARE_CONSOLE} quiet rdinit=/init panic=-1",
             "-chardev",
             f"socket,id=con,path={work}/console.sock,server=on,wait=off,logfile={self.log}",
             "-serial",

@@ -4,7 +4,12 @@ programs with the daemon (tools/build.py)."""
 
 import os
 
+from tools.arch import TARGET
+from tools.build import program
 from tools.steps import BUILD, TOP, must
+
+# The root's own compiler has no other name.
+GCC = f"{TARGET.triplet}-gcc-14" if TARGET.foreign else "gcc"
 
 
 def inject_paths(kernel):
@@ -15,7 +20,7 @@ def inject_paths(kernel):
 def build_hostile_swtpm():
     """Builds what takes swtpm's place; returns its path."""
     path = f"{BUILD}/hostile-swtpm"
-    must(["gcc", "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
+    must([GCC, "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
          "hostile-swtpm.log", "the hostile swtpm does not build")
     return path
 
@@ -23,7 +28,7 @@ def build_hostile_swtpm():
 def build_nosync():
     """Builds what keeps a daemon from making anything durable; returns its path."""
     path = f"{BUILD}/nosync.so"
-    must(["gcc", "-shared", "-fPIC", "-O1", "-o", path, f"{TOP}/tests/dom0/nosync.c"],
+    must([GCC, "-shared", "-fPIC", "-O1", "-o", path, f"{TOP}/tests/dom0/nosync.c"],
          "nosync.log", "tests/dom0/nosync.c does not build")
     return path
 
@@ -38,19 +43,17 @@ def build_inject(kernel):
 
 def hostile_path():
     """The frontend that breaks every rule."""
-    return f"{BUILD}/cargo/release/xen-hostile-frontend"
+    return program("xen-hostile-frontend")
 
 
 def hostile_backend_path():
     """The backend that does one named thing wrong."""
-    return f"{BUILD}/cargo/release/xen-hostile-backend"
+    return program("xen-hostile-backend")
 
 
 def bench_path(name):
     """A program or a module of tests/bench."""
-    return (
-        f"{BUILD}/bench/module/{name}" if name.endswith(".ko") else f"{BUILD}/cargo/release/{name}"
-    )
+    return f"{BUILD}/bench/module/{name}" if name.endswith(".ko") else program(name)
 
 
 def build_bench_modules(kernel):

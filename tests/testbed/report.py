@@ -85,6 +85,12 @@ class Report:
             print("\n".join(lines), flush=True)
             self.write()
 
+    def take(self, checks):
+        """Takes over what another run has reported, and has said."""
+        with self._lock:
+            self.checks += checks
+            self.write()
+
     def check(self, suite, name, function, *arguments):
         """Runs a check that is a Python function; what it returns is the detail. True if it did not
         fail. Whatever a check raises is its own failure, and ends no other."""

@@ -11,6 +11,7 @@ from testbed import images, programs, wait
 from testbed.guest import Guest, Vtpm
 from testbed.machine import BedError, Machine
 from tools import build
+from tools.arch import SUFFIX
 from tools.kernels import debug_kernel, intree
 from tools.steps import BUILD, must
 
@@ -27,17 +28,14 @@ class Testbed:
     def __init__(self, report, kernel, xen, name, driver="rust", own=None):
         self.report, self.driver, self.xen = report, driver, xen
         # Where a run has both drivers, the driver tells their checks apart.
-        self.suite = f"{'testbed' if report.name != 'compare' else driver}/{name}"
+        self.suite = f"{f'testbed{SUFFIX}' if report.name != 'compare' else driver}/{name}"
         # Dom0's, and the guests', which may be one of our own; with the debug kernel they are
         # slower and need more memory.
         self.kernel, self.guest_kernel = kernel, own or kernel
         self.debug = isinstance(self.guest_kernel, debug_kernel.DebugKernel)
         self._slowness = DEBUG_SLOWNESS if self.debug else 1
-        self.work = (
-            f"{BUILD}/testbed/{name}"
-            if report.name != "compare"
-            else f"{BUILD}/testbed/{name}-{driver}"
-        )
+        self.work = f"{BUILD}/testbed{SUFFIX}/{name}"
+        self.work += f"-{driver}" if report.name == "compare" else ""
         self.machine = None
         self._uuids = 0
 

@@ -6,9 +6,10 @@ import os
 import time
 
 from testbed.report import Failure
+from tools.arch import TARGET
 
 # Dom0 is up within this time on a quiet host, three machines on two processors (s).
-QUICK_BOOT = 20
+QUICK_BOOT = 20 if TARGET.name == "amd64" else 8
 # A host that is slower than this many times is not waited for.
 MOST = 6
 

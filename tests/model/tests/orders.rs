@@ -375,6 +375,29 @@ fn a_time_out_at_any_moment() {
     all_orders(1, a_time_out);
 }
 
+/// The accesses of `CommandControl` (src/channel.rs) to the time at which a shutdown began, and to
+/// the flag: who sees the flag sees that time.
+#[test]
+fn a_shutdown_is_seen_with_its_time() {
+    loom::model(|| {
+        let shared = Arc::new((AtomicU32::new(0), AtomicBool::new(false)));
+        let begins = {
+            let shared = shared.clone();
+            thread::spawn(move || {
+                let (start, shutting_down) = &*shared;
+                start.store(7, Ordering::Relaxed);
+                shutting_down.swap(true, Ordering::SeqCst)
+            })
+        };
+        let (start, shutting_down) = &*shared;
+
+        if shutting_down.load(Ordering::Acquire) {
+            assert_eq!(start.load(Ordering::Relaxed), 7);
+        }
+        begins.join().unwrap();
+    });
+}
+
 #[test]
 #[ignore = "takes minutes: for make test-deep"]
 fn with_more_preemptions() {
