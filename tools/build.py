@@ -15,6 +15,8 @@ directory = "/usr/share/cargo/registry"
 [net]
 offline = true
 """
+# The programs of the testbed's machines.
+ON_TESTBED = ("xen-vtpmd", "xen-hostile-frontend", "xen-hostile-backend")
 
 
 def module_path(kernel):
@@ -56,9 +58,10 @@ def backend_path():
 
 
 def build_backend():
-    """Builds the workspace as it is installed."""
+    """Builds the workspace as it is installed; for another architecture, what runs on the testbed."""
+    packages = [f"--package={name}" for name in ON_TESTBED] if TARGET.foreign else ["--workspace"]
     must(
-        ["cargo", "build", "--release", "--workspace"],
+        ["cargo", "build", "--release", *packages],
         "backend.log",
         "the backend does not build",
         cwd=TOP,
