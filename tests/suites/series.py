@@ -18,9 +18,10 @@ from suites.intree import without_warnings
 # history.
 LEFT_OUT = "MISSING_SIGN_OFF,FILE_PATH_CHANGES,UNKNOWN_COMMIT_ID"
 
-# Who has to see a patch to the TPM core, and who all others.
-CORE_LISTS = {"linux-integrity@vger.kernel.org"}
-LISTS = CORE_LISTS | {"xen-devel@lists.xenproject.org", "rust-for-linux@vger.kernel.org"}
+# Who has to see a patch to the TPM core, one to Xen's part of the kernel, and all others.
+TPM_LISTS = {"linux-integrity@vger.kernel.org"}
+XEN_LISTS = {"xen-devel@lists.xenproject.org"}
+LISTS = TPM_LISTS | XEN_LISTS | {"rust-for-linux@vger.kernel.org"}
 
 READ_ABI = """
 import logging, sys
@@ -86,6 +87,13 @@ def applies(source):
         raise Failure(done.stdout[-3000:])
 
 
+def lists(number):
+    """Who has to see a patch, by its number in the series, from 0 on."""
+    if number >= len(generate.CORE):
+        return LISTS
+    return XEN_LISTS if generate.CORE[number].startswith("xen-") else TPM_LISTS
+
+
 def posted(source):
     """The tree's own scripts send each patch to the lists that have to see it."""
     for number, patch in enumerate(generate.patches()):
@@ -106,9 +114,7 @@ def posted(source):
             text=True,
             check=False,
         )
-        if missing := (CORE_LISTS if number < len(generate.CORE) else LISTS) - set(
-            done.stdout.split()
-        ):
+        if missing := lists(number) - set(done.stdout.split()):
             raise Failure(
                 f"{os.path.basename(patch)} is not sent to {', '.join(missing)}:"
                 f" {done.stdout}{done.stderr}"
