@@ -400,10 +400,11 @@ def resolved():
 
 
 def forget_all():
-    """COLD=1: the kernels, Xen and dom0's disks are made anew. The lock on the cache's users, which
+    """COLD=1: the kernels, Xen, other architectures' programs and dom0's disks are made anew. The lock on the cache's users, which
     is held by tools/env/run, is for this run alone until then."""
-    for path in glob.glob(f"{CACHE}/kernel-*") + glob.glob(f"{CACHE}/xen-*"):
-        shutil.rmtree(path)
+    for name in ("kernel", "xen", "sysroot"):
+        for path in glob.glob(f"{CACHE}/{name}-*"):
+            shutil.rmtree(path)
     for path in glob.glob(f"{CACHE}/dom0-*.img"):
         os.unlink(path)
     users = int(os.environ["XT_USERS"])
