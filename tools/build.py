@@ -58,7 +58,7 @@ def backend_path():
 
 
 def build_backend():
-    """Builds the workspace as it is installed; for another architecture, what runs on the testbed."""
+    """Builds the workspace as it is installed; of another architecture, what the testbed runs."""
     packages = [f"--package={name}" for name in ON_TESTBED] if TARGET.foreign else ["--workspace"]
     must(
         ["cargo", "build", "--release", *packages],
