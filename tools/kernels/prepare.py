@@ -400,8 +400,8 @@ def resolved():
 
 
 def forget_all():
-    """COLD=1: the kernels, Xen, other architectures' programs and dom0's disks are made anew. The lock on the cache's users, which
-    is held by tools/env/run, is for this run alone until then."""
+    """COLD=1: the kernels, Xen, other architectures' programs and dom0's disks are made anew. The
+    lock on the cache's users, which is held by tools/env/run, is for this run alone until then."""
     for name in ("kernel", "xen", "sysroot"):
         for path in glob.glob(f"{CACHE}/{name}-*"):
             shutil.rmtree(path)
