@@ -35,5 +35,7 @@ ARCHES = {
 }
 HOST = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
 TARGET = ARCHES[os.environ.get("XT_ARCH") or HOST]
+# In front of the names of gcc and binutils for it.
+TOOLS = f"{TARGET.triplet}-" if TARGET.foreign else ""
 # What follows the name of what is made for it, where that could be taken for the host's.
 SUFFIX = f"-{TARGET.name}" if TARGET.foreign else ""

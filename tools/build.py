@@ -4,7 +4,7 @@
 import os
 
 from tools import cargo_cache
-from tools.arch import TARGET
+from tools.arch import TARGET, TOOLS
 from tools.steps import BUILD, JOBS, TOP, must
 
 CARGO_CONFIG = """\
@@ -41,7 +41,7 @@ def cargo_environment():
                    "CARGO_BUILD_JOBS": str(JOBS), "CARGO_TERM_COLOR": "never"}
     if TARGET.foreign:
         linker = f"CARGO_TARGET_{TARGET.cargo.upper().replace('-', '_')}_LINKER"
-        environment |= {"CARGO_BUILD_TARGET": TARGET.cargo, linker: f"{TARGET.triplet}-gcc-14",
+        environment |= {"CARGO_BUILD_TARGET": TARGET.cargo, linker: f"{TOOLS}gcc",
                         "PKG_CONFIG_ALLOW_CROSS": "1"}
     return environment
 

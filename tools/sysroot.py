@@ -2,20 +2,20 @@
 """Where the files of the architecture's programs are: the root itself, or packages of another
 architecture that are unpacked in the cache and never run here."""
 
-import glob
 import hashlib
 import os
 import shutil
 
 from tools.arch import TARGET
-from tools.steps import CACHE, TOP, must, need_space, step
+from tools.package import debian
+from tools.steps import CACHE, TOP, need_space, step
 
 LIST = f"{TOP}/tools/env/packages.sysroot"
 
 
 def _packages():
     with open(LIST, encoding="ascii") as file:
-        return " ".join(line for line in file.read().splitlines() if not line.startswith("#"))
+        return ",".join(" ".join(line for line in file if not line.startswith("#")).split())
 
 
 def path():
@@ -30,23 +30,7 @@ def _unpack(target):
     need_space(2, CACHE, f"the programs of {TARGET.name}")
     shutil.rmtree(f"{target}.new", ignore_errors=True)
     with step(f"unpacking the programs of {TARGET.name} (about 140 MB to download)"):
-        must(
-            [
-                "mmdebstrap",
-                "--mode=root",
-                "--variant=extract",
-                f"--architectures={TARGET.name}",
-                f"--include={','.join(_packages().split())}",
-                '--aptopt=APT::Install-Recommends "false"',
-                '--aptopt=APT::Sandbox::User "root"',
-                "trixie",
-                f"{target}.new",
-                *glob.glob("/etc/apt/sources.list.d/*"),
-            ],
-            "sysroot.log",
-            f"the programs of {TARGET.name} cannot be unpacked",
-            env={"TMPDIR": CACHE},
-        )
+        debian.make(_packages(), f"{target}.new", variant="extract", architecture=TARGET.name)
     os.rename(f"{target}.new", target)
 
 

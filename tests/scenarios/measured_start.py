@@ -3,8 +3,8 @@
 alone, and the event log replays to all PCRs."""
 
 from testbed import event_log
-from testbed.report import Failure
 from testbed.lacking import lacking
+from testbed.report import Failure
 from testbed.toolstack import must_be, save_and_restore
 
 SETS = ("test",)

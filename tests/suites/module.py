@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 
-from tools.arch import TARGET
+from tools.arch import TARGET, TOOLS
 from tools.build import build_module, module_path
 from testbed.report import Failure, Skip
 from tools.steps import BUILD, JOBS, LOGS, TOP, logged, output
@@ -19,8 +19,6 @@ WARNING = re.compile(
 )
 # Debian's header trees cannot have these; they say nothing on our code.
 EXPECTED = re.compile(r"warning: the compiler differs|Skipping BTF generation", re.MULTILINE)
-# In front of the names of binutils.
-BINUTILS = f"{TARGET.triplet}-" if TARGET.foreign else ""
 FIELDS = {"name": r"xen_tpmfront|xen-tpmfront", "license": r"GPL", "alias": r"xen:vtpm",
           "author": r"\S", "description": r"\S"}
 
@@ -168,12 +166,12 @@ ORDERS = {
 
 def orders(kernel):
     """The module's acquires, releases and full barriers are such instructions on arm64."""
-    called = output(f"{BINUTILS}nm", "-u", module_path(kernel))
+    called = output(f"{TOOLS}nm", "-u", module_path(kernel))
     helpers = f"{kernel.build}/rust/helpers/helpers.o"
     for name, wanted in ORDERS.items():
         if not re.search(rf" {name}$", called, re.MULTILINE):
             raise Failure(f"the module does not call {name}")
-        code = output(f"{BINUTILS}objdump", f"--disassemble={name}", helpers)
+        code = output(f"{TOOLS}objdump", f"--disassemble={name}", helpers)
         if not re.search(wanted, code):
             raise Failure(f"{name} has no such instruction: {code}")
 

@@ -4,12 +4,9 @@ programs with the daemon (tools/build.py)."""
 
 import os
 
-from tools.arch import TARGET
+from tools.arch import TOOLS
 from tools.build import program
 from tools.steps import BUILD, TOP, must
-
-# The root's own compiler has no other name.
-GCC = f"{TARGET.triplet}-gcc-14" if TARGET.foreign else "gcc"
 
 
 def inject_paths(kernel):
@@ -20,7 +17,7 @@ def inject_paths(kernel):
 def build_hostile_swtpm():
     """Builds what takes swtpm's place; returns its path."""
     path = f"{BUILD}/hostile-swtpm"
-    must([GCC, "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
+    must([f"{TOOLS}gcc", "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
          "hostile-swtpm.log", "the hostile swtpm does not build")
     return path
 
@@ -28,7 +25,7 @@ def build_hostile_swtpm():
 def build_nosync():
     """Builds what keeps a daemon from making anything durable; returns its path."""
     path = f"{BUILD}/nosync.so"
-    must([GCC, "-shared", "-fPIC", "-O1", "-o", path, f"{TOP}/tests/dom0/nosync.c"],
+    must([f"{TOOLS}gcc", "-shared", "-fPIC", "-O1", "-o", path, f"{TOP}/tests/dom0/nosync.c"],
          "nosync.log", "tests/dom0/nosync.c does not build")
     return path
 

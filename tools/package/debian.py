@@ -14,14 +14,14 @@ UNREAD = [
 ]
 
 
-def make(packages, target, *more):
+def make(packages, target, *more, variant="apt", architecture="amd64"):
     """Makes one with these packages: a directory, or an archive where the name ends like that."""
     must(
         [
             "mmdebstrap",
             "--mode=root",
-            "--variant=apt",
-            "--architectures=amd64",
+            f"--variant={variant}",
+            f"--architectures={architecture}",
             f"--include={packages}",
             '--aptopt=APT::Install-Recommends "false"',
             '--aptopt=APT::Sandbox::User "root"',
