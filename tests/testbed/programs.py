@@ -17,7 +17,8 @@ def inject_paths(kernel):
 def build_hostile_swtpm():
     """Builds what takes swtpm's place; returns its path."""
     path = f"{BUILD}/hostile-swtpm"
-    must([f"{TOOLS}gcc", "-O1", "-static", "-o", path, f"{TOP}/backend/tests/native/standins/swtpm.c"],
+    must([f"{TOOLS}gcc", "-O1", "-static", "-o", path,
+          f"{TOP}/backend/tests/native/standins/swtpm.c"],
          "hostile-swtpm.log", "the hostile swtpm does not build")
     return path
 
