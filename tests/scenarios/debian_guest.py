@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A Debian guest with systemd on a disk, the driver from its packages: udev, systemd-creds, and a
+"""A Debian guest with systemd on a disk, the driver from its packages as README installs it: udev, systemd-creds, and a
 LUKS volume that opens for the measured kernel alone."""
 
 import os
 import re
 
-from testbed import wait
+from testbed import readme, wait
 from testbed.guest import Guest
 from testbed.report import Failure
 from tools.package import guest_disk
@@ -115,7 +115,8 @@ def run(bed):
     folder = f"{bed.work}-images"
     os.makedirs(folder, exist_ok=True)
     build_guest_debs([bed.kernel])
-    disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest")
+    _, (installs, asks) = readme.commands()
+    disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest", installs)
     must(["truncate", "-s", "32M", f"{folder}/secret.img"], "guest.log", "no disk")
     vtpm = bed.vtpm("2.0")
     bed.boot(
@@ -147,7 +148,7 @@ def run(bed):
     bed.record("the package's module is loaded", module, debian)
     bed.record("names and owners of the devices", devices, debian)
     bed.record("systemd has nothing to complain of", units, debian)
-    bed.record("tpm2_getrandom", says, debian, "tpm2_getrandom --hex 16", "[0-9a-f]{32}")
+    bed.record("the README's last command", says, debian, asks, "[0-9a-f]{32}")
     bed.record("a LUKS volume is bound to PCRs 4 and 5", debian.must, MAKE_LUKS, 300)
     bed.record("systemd-creds", creds, debian)
     bed.record("xl reboot", reboots, bed, debian)

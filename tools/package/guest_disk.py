@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """A Debian guest on a disk, with systemd, a stock kernel's modules, and the driver's packages as
-apt installs them."""
+a user's command installs them."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ PACKAGES = "systemd-sysv,udev,dbus,kmod,procps,initramfs-tools,zstd,cryptsetup-b
 SIZE = "3G"
 
 # In a mount namespace of its own: what is mounted goes with it. The initrd has what this guest
-# boots from, and what the driver's package adds.
+# boots from, and what the driver's package adds. The kernel that runs is the host's.
 INSTALL = """
 set -e
 mount --make-rprivate /
@@ -27,7 +27,10 @@ chroot . sh -ec '
     depmod -a $RELEASE
     sed -i s/^MODULES=.*/MODULES=list/ /etc/initramfs-tools/initramfs.conf
     printf "xen-blkfront\\next4\\n" >>/etc/initramfs-tools/modules
-    apt-get -q install -y --no-install-recommends /packages/*.deb
+    uname() { [ "$*" = -r ] && echo $RELEASE; }
+    cd /packages
+    eval "$INSTALLS"
+    cd /
     rm -r /packages
     update-initramfs -c -k $RELEASE
     systemctl enable testbed.service
@@ -66,9 +69,9 @@ def base():
     return path
 
 
-def make(folder, kernel, bed):
-    """Makes the guest in `folder`, with the files of `bed` in /bed: returns its disk and its
-    initrd."""
+def make(folder, kernel, bed, installs):
+    """Makes the guest in `folder`, with the files of `bed` in /bed and with what the command
+    `installs` makes of the driver's packages: returns its disk and its initrd."""
     tree, disk = f"{folder}/tree", f"{folder}/guest.img"
     shutil.rmtree(tree, ignore_errors=True)
     os.makedirs(tree)
@@ -92,7 +95,8 @@ def make(folder, kernel, bed):
             ["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", INSTALL, "sh", tree],
             "guest.log",
             "the driver's packages cannot be installed in the guest",
-            env={"RELEASE": kernel.release, "DEBIAN_FRONTEND": "noninteractive"},
+            env={"RELEASE": kernel.release, "INSTALLS": installs,
+                 "DEBIAN_FRONTEND": "noninteractive"},
         )
         initrd = f"{folder}/initrd"
         shutil.copy(f"{tree}/boot/initrd.img-{kernel.release}", initrd)
