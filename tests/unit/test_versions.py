@@ -175,6 +175,19 @@ class OneFails(unittest.TestCase):
         self.assertEqual(have.failed, {"7.3.1": "another rustc"})
 
 
+class Xen(unittest.TestCase):
+    """The hypervisor among its package's files."""
+
+    def test_one_of_them_is_the_image(self):
+        name = f"xen-4.20-{prepare.TARGET.name}"
+        others = [f"{name}.config", f"{name}.efi"]
+        for image in (name, f"{name}.gz"):
+            self.assertEqual(prepare.xen_member([*others, image]), image)
+        for wrong in (others, [name, f"{name}.gz"]):
+            with self.assertRaisesRegex(StepError, "not one image"):
+                prepare.xen_member(wrong)
+
+
 class Renamed(unittest.TestCase):
     """Options of a fragment that did not come out."""
 

@@ -4,6 +4,7 @@
 import dataclasses
 import fcntl
 import glob
+import gzip
 import json
 import os
 import re
@@ -22,8 +23,11 @@ FRESH = 7 * 86400
 XEN = f"xen-hypervisor-4.20-{TARGET.name}"
 LOCKED = ("rustc", "bindgen", "gcc-14", "xen-utils-4.20", TARGET.qemu_package, "swtpm", "libtpms0",
           "tpm2-tools", "trousers", "tpm-tools", "busybox-static")
-# Raise this when the way a tree is prepared changes.
-RECIPE = 1
+# Raise these when the way a tree is prepared, and Xen is unpacked, changes.
+RECIPE, XEN_RECIPE = 1, 2
+
+XEN_IMAGE = re.compile(rf"xen-[0-9.]+-{TARGET.name}(\.gz)?")
+GZIP = b"\x1f\x8b"
 
 # What the series changes beside that: the tree's page on Xen's vTPMs, and Xen's grants.
 PAGE = "Documentation/security/tpm/xen-tpmfront.rst"
@@ -271,25 +275,29 @@ def prepare_kernel(kernel):
     os.utime(kernel.folder)
 
 
+def xen_member(names):
+    """Which of its package's files is the hypervisor as QEMU takes it: beside it there may be its
+    configuration, and what UEFI starts."""
+    found = [name for name in names if XEN_IMAGE.fullmatch(name)]
+    if len(found) != 1:
+        raise StepError(f"{XEN} has not one image of Xen: {', '.join(found or names)}")
+    return found[0]
+
+
 def xen_image(version):
     """The hypervisor, uncompressed; its package is only unpacked, since to install it would touch a
     boot loader."""
-    folder = f"{CACHE}/xen{SUFFIX}-{version.replace('~', '_')}"
+    folder = f"{CACHE}/xen{SUFFIX}-{version.replace('~', '_')}-{XEN_RECIPE}"
     image = f"{folder}/xen"
     if not os.path.exists(image):
         archive, = download(f"{folder}.new", f"{XEN}={version}")
-        must(
-            [
-                "sh",
-                "-c",
-                (
-                    f"dpkg-deb --fsys-tarfile {archive} | tar -xO --wildcards"
-                    f" './boot/xen-*-{TARGET.name}*' | gzip -dcf >{folder}.new/xen"
-                ),
-            ],
-            "xen.log",
-            "cannot unpack Xen",
-        )
+        must(["dpkg-deb", "-x", archive, f"{folder}.new/files"], "xen.log", "cannot unpack Xen")
+        boot = f"{folder}.new/files/boot"
+        with open(f"{boot}/{xen_member(os.listdir(boot))}", "rb") as file:
+            data = file.read()
+        with open(f"{folder}.new/xen", "wb") as file:
+            file.write(gzip.decompress(data) if data.startswith(GZIP) else data)
+        shutil.rmtree(f"{folder}.new/files")
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(f"{folder}.new", folder)
     return image
