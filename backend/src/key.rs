@@ -11,6 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use hkdf::Hkdf;
 use rustix::fs::{memfd_create, MemfdFlags};
@@ -62,6 +63,14 @@ pub enum Error {
         path.display()
     )]
     Sealed {
+        /// Which file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// It is a command, which did not give the key.
+    #[error("key-file {} is a command, which gave no key: {reason}", path.display())]
+    Command {
         /// Which file.
         path: PathBuf,
         /// Why not.
@@ -123,7 +132,7 @@ struct Mark {
 }
 
 impl Master {
-    /// Reads a key-file.
+    /// Reads a key-file, or has the TPM open it, or runs it.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let mut file = File::open(path).map_err(at(path))?;
         let data = file.metadata().map_err(at(path))?;
@@ -135,6 +144,14 @@ impl Master {
                 mode: data.mode() & 0o7777,
                 owner,
             });
+        }
+        // As automount(8) takes a map that is executable: it is run.
+        if data.mode() & 0o100 != 0 {
+            let text = sealed::run(Command::new(path), None).map_err(|reason| Error::Command {
+                path: path.to_owned(),
+                reason,
+            })?;
+            return Self::from_hex(&text).ok_or_else(|| Error::Bad(path.to_owned()));
         }
         // As large as it gets, so that nothing is left behind where it was before it grew.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE + 1));

@@ -29,7 +29,7 @@ use xen_vtpmd::manager::{self, Manager};
 use xen_vtpmd::metrics;
 use xen_vtpmd::migrate::{self, send::Migrate};
 use xen_vtpmd::report;
-use xen_vtpmd::seal::{self, Pcrs};
+use xen_vtpmd::seal::{self, SealTo};
 use xen_vtpmd::status::Report;
 use xen_vtpmd::swtpm::Version;
 use xen_vtpmd::sys::{one_heap, release_memory};
@@ -144,17 +144,15 @@ enum Task {
     },
     /// Seal the configured key-file to this host's TPM; it is made where there is none
     Seal {
-        /// To which PCRs
-        #[arg(long, default_value = "7")]
-        pcrs: Pcrs,
+        #[command(flatten)]
+        to: SealTo,
     },
     /// Say whether the sealed key-file opens
     UnsealCheck,
     /// Seal the recovery key, which is read from standard input, in place of a key-file that does not open
     Recover {
-        /// To which PCRs
-        #[arg(long, default_value = "7")]
-        pcrs: Pcrs,
+        #[command(flatten)]
+        to: SealTo,
     },
     /// Make the state of a vTPM beforehand
     CreateState {
@@ -434,11 +432,13 @@ fn perform(args: Args) -> Result<ExitCode, Box<dyn Error>> {
         Task::VerifyAttestation { file, nonce, ak } => {
             print!("{}", attest::verify(&file, &nonce, &ak)?);
         }
-        Task::Seal { pcrs } => {
-            print!("{}", &*seal::seal(&load(args.config)?, &pcrs)?);
+        Task::Seal { to } => {
+            print!("{}", &*seal::seal(&load(args.config)?, &to.policy())?);
         }
         Task::UnsealCheck => print!("{}", seal::check(&load(args.config)?)?),
-        Task::Recover { pcrs } => print!("{}", seal::recover(&load(args.config)?, &pcrs)?),
+        Task::Recover { to } => {
+            print!("{}", seal::recover(&load(args.config)?, &to.policy())?);
+        }
         Task::CreateState { uuid, version } => {
             admin::create(&load(args.config)?, &uuid, version)?;
         }

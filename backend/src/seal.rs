@@ -10,7 +10,7 @@ use rustix::process::{setrlimit, Resource, Rlimit};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
-use crate::key::sealed::{self, Seal};
+use crate::key::sealed::{self, Policy, Seal};
 use crate::key::{self, Master};
 
 /// Why a command was not carried out.
@@ -53,6 +53,33 @@ impl FromStr for Pcrs {
     }
 }
 
+/// What the key is sealed to, on the command line.
+#[derive(clap::Args)]
+pub struct SealTo {
+    /// To which PCRs as they are now [default: 7, or none with --public-key]
+    #[arg(long)]
+    pcrs: Option<Pcrs>,
+    /// To PCRs for whose values there is a signature by this key (PEM)
+    #[arg(long, value_name = "FILE", requires = "public_key_pcrs")]
+    public_key: Option<PathBuf>,
+    /// Which PCRs these are
+    #[arg(long, value_name = "PCRS", requires = "public_key")]
+    public_key_pcrs: Option<Pcrs>,
+}
+
+impl SealTo {
+    /// As a whole.
+    pub fn policy(self) -> Policy {
+        let signed = self.public_key_pcrs.map(|pcrs| pcrs.0).zip(self.public_key);
+        let pcrs = match (self.pcrs, &signed) {
+            (Some(pcrs), _) => pcrs.0,
+            (None, None) => vec![7],
+            (None, Some(_)) => Vec::new(),
+        };
+        Policy { pcrs, signed }
+    }
+}
+
 /// No memory with keys goes to a disk.
 fn no_core_dump() -> Result<(), Error> {
     let none = Rlimit {
@@ -67,18 +94,28 @@ fn key_file(config: &Config) -> Result<&Path, Error> {
 }
 
 fn describe(seal: &Seal, path: &Path) -> String {
-    let pcrs: Vec<_> = seal.pcrs.keys().map(u32::to_string).collect();
+    let list = |pcrs: &mut dyn Iterator<Item = &u32>| {
+        let pcrs: Vec<_> = pcrs.map(u32::to_string).collect();
+        pcrs.join("+")
+    };
+    let mut to = Vec::new();
+    if !seal.pcrs.is_empty() {
+        to.push(format!("PCRs {}", list(&mut seal.pcrs.keys())));
+    }
+    if !seal.signed.is_empty() {
+        to.push(format!("signed PCRs {}", list(&mut seal.signed.iter())));
+    }
     format!(
-        "key {} in {}, sealed to PCRs {} of this host's TPM",
+        "key {} in {}, sealed to {} of this host's TPM",
         seal.key,
         path.display(),
-        pcrs.join("+")
+        to.join(" and ")
     )
 }
 
 /// Seals the configured key, which is made where there is none. What it returns has the recovery key in it, unless
 /// the key was sealed before.
-pub fn seal(config: &Config, pcrs: &Pcrs) -> Result<Zeroizing<String>, Error> {
+pub fn seal(config: &Config, policy: &Policy) -> Result<Zeroizing<String>, Error> {
     no_core_dump()?;
     let path = key_file(config)?;
     let (master, was_sealed) = match sealed::is_sealed_file(path) {
@@ -89,7 +126,7 @@ pub fn seal(config: &Config, pcrs: &Pcrs) -> Result<Zeroizing<String>, Error> {
         }
         Err(e) => return Err(Error::Io("key-file", e)),
     };
-    let seal = sealed::seal(&master, path, &pcrs.0)?;
+    let seal = sealed::seal(&master, path, policy)?;
     let mut text = Zeroizing::new(String::with_capacity(1024));
     text.push_str(&describe(&seal, path));
     text.push('\n');
@@ -121,7 +158,7 @@ pub fn check(config: &Config) -> Result<String, Error> {
 }
 
 /// Seals the key again that was shown as the recovery key, and comes on standard input.
-pub fn recover(config: &Config, pcrs: &Pcrs) -> Result<String, Error> {
+pub fn recover(config: &Config, policy: &Policy) -> Result<String, Error> {
     no_core_dump()?;
     let path = key_file(config)?;
     let mut text = Zeroizing::new(Vec::with_capacity(256));
@@ -139,6 +176,6 @@ pub fn recover(config: &Config, pcrs: &Pcrs) -> Result<String, Error> {
         }
         _ => (),
     }
-    let seal = sealed::seal(&master, path, &pcrs.0)?;
+    let seal = sealed::seal(&master, path, policy)?;
     Ok(describe(&seal, path) + "\n")
 }

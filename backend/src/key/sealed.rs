@@ -33,6 +33,15 @@ const MAX: usize = 1 << 16;
 /// Where the kernel shows the host's TPM.
 const TPM: &str = "/sys/class/tpm/tpm0";
 
+/// What a key is sealed to.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// PCRs as they are now.
+    pub pcrs: Vec<u32>,
+    /// PCRs as somebody signs that they may be, and the public key for that, in PEM.
+    pub signed: Option<(Vec<u32>, PathBuf)>,
+}
+
 /// FILE.seal.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Seal {
@@ -41,18 +50,24 @@ pub struct Seal {
     pub key: String,
     /// What it is sealed to, of the SHA-256 bank. Empty digests are of a kernel that does not show them.
     pub pcrs: BTreeMap<u32, String>,
+    /// The PCRs whose values have to be signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signed: Vec<u32>,
 }
 
 impl Seal {
     /// Of this host as it is now.
-    fn now(key: String, pcrs: &[u32]) -> Self {
-        let pcrs = pcrs
-            .iter()
-            .map(|pcr| (*pcr, pcr_now(*pcr).unwrap_or_default()));
+    fn now(key: String, policy: &Policy) -> Self {
+        let now = |pcr: &u32| (*pcr, pcr_now(*pcr).unwrap_or_default());
         Self {
             version: 1,
             key,
-            pcrs: pcrs.collect(),
+            pcrs: policy.pcrs.iter().map(now).collect(),
+            signed: policy
+                .signed
+                .iter()
+                .flat_map(|(pcrs, _)| pcrs.clone())
+                .collect(),
         }
     }
 
@@ -142,27 +157,40 @@ pub(super) fn open(path: &Path, of: &Path) -> Result<Zeroizing<Vec<u8>>, Error> 
             of,
             match seal.and_then(|seal| seal.obstacle()) {
                 Some(reason) => reason,
-                None => {
-                    format!("the TPM was cleared, is another one, or is in another state: {said}")
-                }
+                None => format!(
+                    "the TPM was cleared, is another one, or is in another state, for which there may be no \
+                     signature: {said}"
+                ),
             },
         )
     })
 }
 
-/// Seals a key to PCRs of this host's TPM, as this key-file. What was there is replaced when the new one was seen
-/// to open.
-pub fn seal(master: &Master, key_file: &Path, pcrs: &[u32]) -> Result<Seal, Error> {
+/// PCRs as systemd-creds takes them.
+fn list(pcrs: &[u32]) -> String {
+    let pcrs: Vec<_> = pcrs.iter().map(u32::to_string).collect();
+    pcrs.join("+")
+}
+
+/// Seals a key to this host's TPM, as this key-file. What was there is replaced when the new one was seen to open.
+pub fn seal(master: &Master, key_file: &Path, policy: &Policy) -> Result<Seal, Error> {
     let failed = |reason: String| Error::NotSealed {
         path: key_file.to_owned(),
         reason,
     };
-    let list: Vec<_> = pcrs.iter().map(u32::to_string).collect();
     let mut command = Command::new(PROGRAM);
-    command.args(["encrypt", "--with-key=tpm2", NAME, "-", "-"]);
-    command.arg(format!("--tpm2-pcrs={}", list.join("+")));
+    let key = match policy.signed {
+        Some(_) => "--with-key=tpm2-with-public-key",
+        None => "--with-key=tpm2",
+    };
+    command.args(["encrypt", key, NAME, "-", "-"]);
+    command.arg(format!("--tpm2-pcrs={}", list(&policy.pcrs)));
+    if let Some((pcrs, public_key)) = &policy.signed {
+        command.arg(format!("--tpm2-public-key-pcrs={}", list(pcrs)));
+        command.arg("--tpm2-public-key").arg(public_key);
+    }
     let blob = run(command, Some(&master.hex()[..])).map_err(failed)?;
-    let seal = Seal::now(master.id(), pcrs);
+    let seal = Seal::now(master.id(), policy);
 
     let new = key_file.with_extension("sealing");
     write(&new, &blob).map_err(at(&new))?;
@@ -188,8 +216,12 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
 }
 
 /// Runs a program that reads this and writes something short. Secrets go through pipes, and nowhere else.
-fn run(mut command: Command, input: Option<&[u8]>) -> Result<Zeroizing<Vec<u8>>, String> {
-    let program = |e: io::Error| format!("{PROGRAM}: {e}");
+pub(super) fn run(
+    mut command: Command,
+    input: Option<&[u8]>,
+) -> Result<Zeroizing<Vec<u8>>, String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let program = |e: io::Error| format!("{name}: {e}");
     let mut child = command
         .stdin(match input {
             Some(_) => Stdio::piped(),
@@ -205,7 +237,7 @@ fn run(mut command: Command, input: Option<&[u8]>) -> Result<Zeroizing<Vec<u8>>,
     let (output, said) = done.map_err(program)?;
     match status.success() {
         true => Ok(output),
-        false => Err(format!("{PROGRAM} says {:?}, {status}", said.trim())),
+        false => Err(format!("{name} says {:?}, {status}", said.trim())),
     }
 }
 

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `sealed_state`: states whose key is sealed to the host's TPM.
+//! `sealed_state`: states whose key is sealed to the host's TPM, or comes from a command.
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use sha2::{Digest, Sha256};
+
+use crate::boots::hex;
 use crate::host::{wait_for, Host, LIMIT};
 use crate::host_tpm::HostTpm;
 use crate::toolstack::{uuid, LIBXL};
@@ -58,6 +63,73 @@ impl Host {
         );
         self.destroy(domid);
     }
+}
+
+/// Who says which values of a PCR are good, as systemd-measure(1) does: by a signature of the policy that they
+/// make, where systemd looks for it.
+struct Signer {
+    private: PathBuf,
+    public: PathBuf,
+    folder: PathBuf,
+}
+
+impl Signer {
+    fn new(host: &Host) -> Self {
+        let folder = host.path("signer");
+        let _ = fs::create_dir(&folder);
+        let [private, public] = ["private.pem", "public.pem"].map(|name| folder.join(name));
+        done(
+            Command::new("openssl")
+                .args(["genrsa", "-out"])
+                .arg(&private),
+        );
+        let mut public_key = Command::new("openssl");
+        public_key.args(["rsa", "-pubout", "-in"]).arg(&private);
+        done(public_key.arg("-out").arg(&public));
+        Self {
+            private,
+            public,
+            folder,
+        }
+    }
+
+    /// The PCR as it is now.
+    fn signs(&self, tpm: &HostTpm<'_>, pcr: u8) {
+        // The kernel's resource manager would end the sessions of a program that failed.
+        tpm.tpm2("tpm2_flushcontext", &["-l"]);
+        let policy = self.folder.join("policy");
+        let bank = format!("sha256:{pcr}");
+        let file = policy.to_str().unwrap();
+        tpm.tpm2(
+            "tpm2_createpolicy",
+            &["--policy-pcr", "-l", &bank, "-L", file],
+        );
+        let mut sign = Command::new("openssl");
+        sign.args(["dgst", "-sha256", "-sign"])
+            .arg(&self.private)
+            .arg(&policy);
+        let signature = self.folder.join("signature");
+        fs::write(&signature, done(&mut sign)).unwrap();
+        let base64 = done(Command::new("base64").arg("-w0").arg(&signature));
+        let mut der = Command::new("openssl");
+        der.args(["rsa", "-pubin", "-RSAPublicKey_out", "-outform", "DER"]);
+        der.arg("-in").arg(&self.public);
+        let text = format!(
+            r#"{{"sha256":[{{"pcrs":[{pcr}],"pkfp":"{}","pol":"{}","sig":"{}"}}]}}"#,
+            hex(&Sha256::digest(done(&mut der))),
+            hex(&fs::read(&policy).unwrap()),
+            String::from_utf8(base64).unwrap()
+        );
+        fs::create_dir_all("/run/systemd").unwrap();
+        fs::write("/run/systemd/tpm2-pcr-signature.json", text).unwrap();
+    }
+}
+
+/// What it writes.
+fn done(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output.stdout
 }
 
 fn sealed_host() -> Option<Host> {
@@ -171,8 +243,7 @@ fn sealed_state_of_what_was_there() {
 
     let key = host.path("key");
     fs::write(&key, "1f".repeat(32) + "\n").unwrap();
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    fs::set_permissions(&key, mode).unwrap();
+    fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
     host.configure(&format!("[tpm]\nkey-file = {key:?}"));
     assert!(host.fails(&["unseal-check"]).contains("is not sealed"));
     assert_eq!(host.seal(), "1f".repeat(32));
@@ -183,6 +254,74 @@ fn sealed_state_of_what_was_there() {
     assert!(host.cli_ok(&["rekey", "--all"]).contains("nothing to do"));
     host.start();
     host.works(8);
+}
+
+/// The host is upgraded: who signs the PCRs that its new kernel gives need not know the key.
+#[test]
+fn sealed_state_by_a_signed_policy() {
+    let Some(host) = sealed_host() else { return };
+    let mut tpm = HostTpm::new(&host);
+    let signer = Signer::new(&host);
+    let public = signer.public.to_str().unwrap();
+    assert!(host
+        .fails(&["seal", "--public-key", public])
+        .contains("--public-key-pcrs"));
+    tpm.measure(8);
+    signer.signs(&tpm, 8);
+    let said = host.cli_ok(&["seal", "--public-key", public, "--public-key-pcrs", "8"]);
+    assert!(said.contains("sealed to signed PCRs 8 of"), "{said}");
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    drop(guest);
+    assert!(host.destroy(7));
+
+    // Another kernel, which nobody has signed yet.
+    tpm.measure(8);
+    let said = host.fails(&["unseal-check"]);
+    assert!(said.contains("there may be no signature"), "{said}");
+    signer.signs(&tpm, 8);
+    assert!(host.cli_ok(&["unseal-check"]).contains("opens"));
+    host.works(8);
+
+    // Somebody else has.
+    tpm.power_on();
+    Signer::new(&host).signs(&tpm, 8);
+    host.fails(&["unseal-check"]);
+}
+
+/// A key that is neither on this disk nor in a TPM.
+#[test]
+fn sealed_state_by_a_command() {
+    let Some(host) = sealed_host() else { return };
+    let command = |text: &str| {
+        let key = host.path("key");
+        let _ = fs::remove_file(&key);
+        fs::write(&key, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&key, PermissionsExt::from_mode(0o700)).unwrap();
+    };
+    command(&format!("echo {}", "1f".repeat(32)));
+    host.start();
+    let mut guest = host.boot(7, &uuid(7));
+    guest.define_counter();
+    drop(guest);
+    assert!(host.destroy(7));
+    assert!(host.cli_ok(&["rekey", "--all"]).contains("nothing to do"));
+    host.works(8);
+
+    for (text, wanted) in [
+        ("echo no network >&2; exit 3", "no network"),
+        ("echo 1f", "64 hex digits are expected"),
+        (&format!("echo {}", "2f".repeat(32)), "encrypted by the key"),
+    ] {
+        command(text);
+        let said = host.fails(&["info", &uuid(7)]);
+        assert!(said.contains(wanted), "{said}");
+        host.add(9, &uuid(7));
+        let error = || host.error(9);
+        assert!(wait_for(LIMIT, || error().contains(wanted)), "{}", error());
+        host.destroy(9);
+    }
 }
 
 #[test]
