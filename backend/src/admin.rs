@@ -38,10 +38,11 @@ pub use list::{entry, key_of, list, now, table, users, Entry};
 /// More than any file of swtpm's has.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Where swtpm_setup leaves the endorsement keys and their certificates of a TPM 2.0: handles and NV indices.
+/// Where swtpm_setup leaves the endorsement keys and their certificates of a TPM 2.0: handles and NV indices (TCG EK
+/// Credential Profile, 2.2.1.4 and 2.2.1.5).
 const EKS: [(&str, &str, &str); 2] = [
     ("RSA", "0x81010001", "0x01c00002"),
-    ("ECC", "0x81010016", "0x01c0000a"),
+    ("ECC", "0x81010016", "0x01c00016"),
 ];
 
 /// Why a command was not carried out.

@@ -25,6 +25,29 @@ CERTIFIED = "00000000-0000-4000-8000-00000000ce27"
 # The NV indices that the TCG has for certificates of endorsement keys.
 CERTIFICATES = r"0x1c0[0-9a-f]{4}"
 WORD = "5b" * 32
+TPM1 = "TPM2TOOLS_TCTI=device:/dev/tpmrm1"
+GET_CERTIFICATE = f"""
+set -e; cd /tmp; export {TPM1}
+tpm2 getekcertificate -X -o rsa.der -o ecc.der >&2
+base64 -w0 rsa.der
+"""
+VERIFY = f"""
+set -e; cd /tmp; ca={CA}
+echo {{}} | base64 -d >ek.der; openssl x509 -inform DER -in ek.der -out ek.pem
+openssl verify -CAfile $ca/swtpm-localca-rootca-cert.pem -untrusted $ca/issuercert.pem ek.pem >&2
+openssl x509 -in ek.pem -noout -pubkey
+"""
+ACTIVATE = f"""
+set -e; cd /tmp; export {TPM1}
+printf '{{}}\n' >ek.pem; printf 'nobody else reads this' >secret
+tpm2 createak -Q -C 0x81010001 -c ak.ctx -G ecc -g sha256 -s ecdsa -u ak.pub -n ak.name
+tpm2 makecredential -Q -T none -u ek.pem -G rsa -s secret -n $(xxd -p -c 100 ak.name) -o credential
+tpm2 startauthsession -Q --policy-session -S session
+tpm2 policysecret -Q -S session -c e
+tpm2 activatecredential -Q -c ak.ctx -C 0x81010001 -i credential -o opened -P session:session
+tpm2 flushcontext session
+cat opened
+"""
 # Of 10, by systemd's own measure: a change that makes it worse is to be noticed.
 MOST_EXPOSED = 4.0
 
@@ -150,15 +173,26 @@ def certified(bed, guest):
     bed.machine.run(f"xl vtpm-detach guest {CERTIFIED}", 60)
     # Now that there is a state, the guest gets it within xl's time, and finds the certificates.
     bed.machine.must(f"xl vtpm-attach guest uuid={CERTIFIED} backend=0", 60)
-    found = in_guest(
-        guest,
-        "wait_for 30 test -c /dev/tpm1; "
-        "TPM2TOOLS_TCTI=device:/dev/tpm1 tpm2 getcap handles-nv-index",
-    )
-    bed.machine.must(f"xl vtpm-detach guest {CERTIFIED}", 60)
+    found = in_guest(guest, f"wait_for 30 test -c /dev/tpm1; {TPM1} tpm2 getcap handles-nv-index")
     if not re.search(CERTIFICATES, found, re.IGNORECASE):
         raise Failure(f"the guest's TPM has no certificate of an endorsement key: {found}")
     return f"{seconds:.0f} s, {len(re.findall(CERTIFICATES, found, re.IGNORECASE))} certificates"
+
+
+def enrolled(bed, guest):
+    """A verifier who knows nothing but the root of the CA: the certificate that
+    tpm2_getekcertificate finds in the guest leads to it and is the one that dom0 shows, and what is
+    encrypted to its key is decrypted by the guest's TPM alone, for a key of that TPM (as keylime's
+    registrar has it)."""
+    found = guest.must(GET_CERTIFICATE, 120).split()
+    told = bed.machine.must(f"xen-vtpmd info {CERTIFIED}", 120)
+    if found[-1] not in told.replace("\n", ""):
+        raise Failure(f"{found[-1]} is not in {told}")
+    key = bed.machine.must(VERIFY.format(found[-1]), 60).strip().replace("\n", "\\n")
+    said = guest.must(ACTIVATE.format(key), 120)
+    if not said.endswith("nobody else reads this"):
+        raise Failure(said)
+    return f"{len(found[-1])} digits of a certificate"
 
 
 def under_apparmor(bed):
@@ -316,6 +350,8 @@ def steps(bed, package):
                  f"cd /host && dpkg -i {package}"):
         bed.record(f"the guest keeps its TPM: {what.split(' && ')[-1]}", keeps, bed, guest, what)
     bed.record("certificates", certified, bed, guest)
+    bed.record("a verifier accepts the endorsement key", enrolled, bed, guest)
+    bed.machine.must(f"xl vtpm-detach guest {CERTIFIED}", 60)
     bed.record("systemd-analyze verify", verified, bed)
     bed.record("systemd-analyze security", security, bed)
     bed.record("removed: no process is left, the state is", removed, bed, guest)

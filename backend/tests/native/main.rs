@@ -6,6 +6,7 @@
 mod archive;
 mod attest;
 mod boots;
+mod certificates;
 mod costs;
 mod durable;
 mod each_call;
