@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A Debian guest with systemd on a disk, the driver from its packages as README installs it: udev, systemd-creds, and a
-LUKS volume that opens for the measured kernel alone."""
+"""A Debian guest with systemd on a disk, the driver from its packages as README installs it: udev,
+systemd-creds, and a LUKS volume that opens for the measured kernel alone."""
 
 import os
 import re
@@ -39,6 +39,15 @@ READ_LUKS = """
 for i in $(seq 300); do [ -e /dev/mapper/secret ] && break; sleep 1; done
 mount /dev/mapper/secret /mnt || { journalctl -b -u systemd-cryptsetup@secret; exit 1; }
 cat /mnt/secret; umount /mnt
+"""
+# Udev may be long in coming to the disk.
+TRIED = """
+for i in $(seq 300); do
+    state=$(systemctl is-active systemd-cryptsetup@secret.service)
+    case $state in failed | active) break ;; esac
+    sleep 1
+done
+echo $state
 """
 CREDS = """
 set -e
@@ -101,7 +110,7 @@ def other_start(guest):
     wait.until(lambda: not guest.alive(), 30, lambda: "the domain is still there")
     guest.start()
     says(guest, "grep -c other /proc/cmdline", "1")
-    says(guest, "systemctl is-active systemd-cryptsetup@secret.service || :", "failed", 300)
+    says(guest, TRIED, "failed", 360)
     says(guest, "test -e /dev/mapper/secret || echo shut", "shut")
 
 
