@@ -8,6 +8,7 @@ import re
 from testbed import readme, wait
 from testbed.guest import Guest
 from testbed.report import Failure
+from testbed.toolstack import serve_disks
 from tools.package import guest_disk
 from tools.package.deb import build_guest_debs
 from tools.steps import TOP, must
@@ -134,10 +135,7 @@ def run(bed):
         files={"/boot/debian.initrd": initrd},
         disks=[disk, f"{folder}/secret.img"],
     )
-    # What xl's script for disks finds in every other dom0.
-    bed.machine.must(
-        "modprobe -a virtio_pci virtio_blk xen-blkback; ln -sf /proc/self/fd/0 /dev/stdin"
-    )
+    serve_disks(bed.machine)
 
     def guest(more=""):
         return Guest(

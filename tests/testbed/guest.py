@@ -84,7 +84,9 @@ class Guest:
 
     def write_config(self):
         """Writes the guest's configuration for xl."""
-        text = "".join(f"{key}={value}\n" for key, value in self._config.items())
+        # None is what the configuration is not to have.
+        known = {key: value for key, value in self._config.items() if value is not None}
+        text = "".join(f"{key}={value}\n" for key, value in known.items())
         self.machine.must(f"cat >{self.config} <<'END'\n{text}END")
 
     def start(self, before=None):
