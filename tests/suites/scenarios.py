@@ -49,7 +49,8 @@ class Scenario:
     @property
     def needs(self):
         """What not every architecture has."""
-        return (*getattr(self.module, "NEEDS", ()), *(["kernel of our own"] if self.kernel else []))
+        own = [f"{self.kernel} kernel"] if self.kernel else []
+        return (*getattr(self.module, "NEEDS", ()), *own)
 
     @property
     def says(self):

@@ -193,17 +193,17 @@ def lints(stock):
     without_warnings("series-rustdoc.log", NOT_THERE)
 
 
-def run_whole(report, stock):
-    """The series for the kernel that is."""
+def run_parts(report, stock):
+    """The series for a kernel that is, and the kernel's part that it changes after each patch."""
     run(report, stock.source)
-    run_build(report, stock)
-
-
-def run_build(report, stock):
-    """What takes long; for the series that `run()` has written."""
     for number, commit in enumerate(generate.commits(), 1):
         report.check("series", f"{stock.series} builds after patch {number}, without a warning",
                      builds, stock, commit, f"series-build-{number}.log")
+
+
+def run_whole(report, stock):
+    """The same, and the whole kernel with it."""
+    run_parts(report, stock)
     report.check(
         "series", f"{stock.series} builds with it built in and as a module", builds_whole, stock
     )

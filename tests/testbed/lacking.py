@@ -6,10 +6,11 @@ from tools.arch import TARGET
 LACKING = {} if TARGET.name == "amd64" else {
     "save": "libxl saves no guest there (LIBXL_HAVE_NO_SUSPEND_RESUME in libxl.h)",
     "stock driver": "Debian's kernels for it have no CONFIG_TCG_XEN",
-    "kernel of our own": "their configurations are for x86",
+    "debug kernel": "its configuration is for x86",
+    "race kernel": "its configuration is for x86",
     "dom0 on a disk": "its packages would be configured by programs of that architecture",
     "host's TPM": "QEMU's Arm machine was not tried with one",
-    "driver domain": "Xen there is in SILO mode: a guest shares memory with dom0 alone",
+    "GRUB for Xen": "Debian has none for it",
     "counted time": "QEMU's counting of instructions was not tried there",
 }
 

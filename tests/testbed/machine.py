@@ -25,11 +25,12 @@ class Machine:
     """One run of QEMU; its files are under `work`. With `icount` time is counted by instructions;
     the number is a seed. What is written to `disk` goes with QEMU, unless it `keeps_disk`; `disks`
     are for guests. `tpm` is an Swtpm. dom0 mounts what is on a `state_disk`, which outlives
-    QEMU. `network` is the socket that this machine has, and that of another one."""
+    QEMU. `network` is the socket that this machine has, and that of another one. `xen_options` are
+    more of them."""
 
     def __init__(self, work, xen, kernel, initrd, cpus=1, dom0_memory=1024, memory=4096, options="",
                  disk=None, keeps_disk=False, disks=(), tpm=None, icount=None,
-                 state_disk=None, network=None):
+                 state_disk=None, network=None, xen_options=""):
         self.work = work
         self.share = f"{work}/host"
         shutil.rmtree(work, ignore_errors=True)
@@ -37,7 +38,7 @@ class Machine:
         self._pending = b""
         self._number = 0
         self._agent = self._process = None
-        xen_options = f"dom0_mem={dom0_memory}M,max:{dom0_memory}M"
+        xen_options = f"dom0_mem={dom0_memory}M,max:{dom0_memory}M {xen_options}"
         line = f"console=hvc0 earlyprintk=xen quiet rdinit=/init {options}"
         self._command = [
             *qemu.command(xen, xen_options, kernel, line, initrd, cpus, memory, icount),

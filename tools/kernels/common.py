@@ -9,13 +9,14 @@ import os
 import re
 import shutil
 
+from tools.arch import TARGET
 from tools.kernels import prepare
 from tools.steps import StepError, must, need_space, step
 
 # All of linux-source but what no guest of the testbed needs; the files that say what there is are
-# needed all the same.
+# needed all the same. Of other architectures: prepare.KEEP says why.
 SKIP = re.compile(
-    r"""(arch/(?!x86/)[^/]+|Documentation|sound|samples
+    rf"""(arch/(?!{TARGET.kernel}/|x86/entry/syscalls/|arm/vdso/)[^/]+|Documentation|sound|samples
     |drivers/(gpu|infiniband|media|net|scsi|staging)/[^/]+
     |fs/(bcachefs|btrfs|ext4|f2fs|nfs|nfsd|ocfs2|smb|xfs)
     |tools/(?!arch/|build/|include/|lib/|objtool/|scripts/|testing/selftests/tpm2/)[^/]+)/""",
@@ -25,6 +26,9 @@ BUILD_FILE = re.compile(r"(.*/)?(Kconfig|Makefile|Kbuild)[^/]*$")
 OPTION = re.compile(r"CONFIG_\w+")
 # What newer kernels call an option. The fragments have both names; one of them has to come out.
 RENAMED = {"CONFIG_PROC_SYSCTL": ("CONFIG_SYSCTL",)}
+
+# What of a build is booted.
+IMAGE = "arch/arm64/boot/Image" if TARGET.kernel == "arm64" else "vmlinux"
 
 
 @dataclasses.dataclass
@@ -106,9 +110,10 @@ def configure(kernel, make, fragment, log):
         raise StepError(f"a kernel's configuration does not come out as {name} wants it: {missing}")
 
 
-def strip(kernel, log):
-    """The image without what debuggers want. This is a build's last step, so that its result stands
-    for all of them."""
-    must(["strip", "-g", "-o", f"{kernel.vmlinux}.new", f"{kernel.build}/vmlinux"], log,
-         f"cannot strip {kernel.build}/vmlinux")
+def keep_image(kernel, log):
+    """What boots, without what debuggers want. This is a build's last step, so that its result
+    stands for all of them."""
+    image = f"{kernel.build}/{IMAGE}"
+    command = ["cp", image] if TARGET.kernel == "arm64" else ["strip", "-g", image, "-o"]
+    must([*command, f"{kernel.vmlinux}.new"], log, f"cannot keep {image}")
     os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)

@@ -115,9 +115,8 @@ def tree(stock, corner, files=intree.files_in_tree):
 def configure(kernel):
     """intree.config, but for what the corner says."""
     fragment = f"{BUILD}/corner-{kernel.corner}.config"
-    intree.write(
-        fragment, common.otherwise(intree.FRAGMENT, (ALL + CORNERS[kernel.corner]).splitlines())
-    )
+    plain = intree.fragment(kernel.stock)
+    intree.write(fragment, common.otherwise(plain, (ALL + CORNERS[kernel.corner]).splitlines()))
     common.configure(kernel, kernel.kbuild, fragment, f"corner-{kernel.corner}-config.log")
 
 

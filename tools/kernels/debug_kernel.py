@@ -158,14 +158,14 @@ def _build(kernel):
     with step(f"building the {kernel.series} kernel (about 25 minutes of processor time)"):
         common.configure(kernel, make, fragment, log)
         must(
-            make + [f"-j{JOBS}", "vmlinux", "modules"],
+            make + [f"-j{JOBS}", os.path.basename(common.IMAGE), "modules"],
             log,
             f"the {kernel.series} kernel does not build",
         )
         shutil.rmtree(f"{kernel.folder}/boot", ignore_errors=True)
         must(make + ["modules_install", f"INSTALL_MOD_PATH={kernel.folder}/boot"], log,
              f"cannot install the {kernel.series} kernel's modules")
-        common.strip(kernel, log)
+        common.keep_image(kernel, log)
 
 
 def build_kernel(stock, kind):

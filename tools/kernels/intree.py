@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 
+from tools.arch import TARGET, TOOLS
 from tools.kernels import common
 from tools.steps import BUILD, JOBS, LOGS, TOP, StepError, must, step
 from tools.sources import sources
 
-FRAGMENT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "intree.config")
+HERE = os.path.dirname(os.path.abspath(__file__))
 # Raise this when linux-source has to be unpacked anew.
 RECIPE = 1
 OPTION = "TCG_XEN_RUST"
@@ -113,6 +114,10 @@ def tree(stock, files=files_in_tree, series="intree"):
         wanted[f"{parent}/Makefile"] += EARLY_LINE
         put(kernel, wanted)
         os.makedirs(kernel.build, exist_ok=True)
+        if TARGET.foreign:
+            # As Debian's trees for modules have it.
+            write(f"{kernel.build}/.kernelvariables",
+                  f"override ARCH = {TARGET.kernel}\noverride CROSS_COMPILE = {TOOLS}\n")
         yield kernel
 
 
@@ -158,15 +163,25 @@ def put(kernel, files):
     write(known, "\n".join(files))
 
 
+def fragment(stock):
+    """The file that says what a configuration has beside tinyconfig, of this architecture and with
+    the stock kernel's size of pages."""
+    path = f"{BUILD}/intree-{stock.series}.config"
+    text = content(f"{HERE}/intree.config") + content(f"{HERE}/intree.{TARGET.kernel}.config")
+    write(path, text + ("CONFIG_ARM64_16K_PAGES=y\n" if stock.flavour.endswith("-16k") else ""))
+    return path
+
+
 def configure(kernel):
     """The configuration that the fragment makes, which is kept for as long as neither it nor
     Kconfig changes."""
-    parts = content(FRAGMENT) + "".join(
+    wanted = fragment(kernel.stock)
+    parts = content(wanted) + "".join(
         content(f"{kernel.source}/{name}") for name in sorted(kernel.kconfigs())
     )
     kept = f"{kernel.folder}/config-{hashlib.sha256(parts.encode()).hexdigest()[:12]}"
     if not os.path.exists(kept):
-        common.configure(kernel, kernel.kbuild, FRAGMENT, "intree-config.log")
+        common.configure(kernel, kernel.kbuild, wanted, "intree-config.log")
         shutil.copyfile(f"{kernel.build}/.config", f"{kept}.new")
         os.rename(f"{kept}.new", kept)
     elif content(kept) != content(f"{kernel.build}/.config"):
@@ -186,7 +201,7 @@ def make(kernel, log, *choice):
     configure(kernel)
     choose(kernel, log, *choice)
     must(
-        kernel.kbuild + [f"-j{JOBS}", "vmlinux", "modules"],
+        kernel.kbuild + [f"-j{JOBS}", os.path.basename(common.IMAGE), "modules"],
         log,
         f"the kernel {kernel.series} does not build",
     )
@@ -218,7 +233,7 @@ def install(kernel, log):
     shutil.rmtree(f"{kernel.result}/boot", ignore_errors=True)
     must(kernel.kbuild + ["modules_install", f"INSTALL_MOD_PATH={kernel.result}/boot"], log,
          f"cannot install what the kernel {kernel.series} has of modules")
-    common.strip(kernel, log)
+    common.keep_image(kernel, log)
 
 
 @functools.cache
@@ -269,7 +284,7 @@ def configured(stock, *lines):
     option."""
     config, log = f"{BUILD}/intree/try.config", "intree-kconfig.log"
     with tree(stock) as kernel:
-        shutil.copyfile(FRAGMENT, config)
+        shutil.copyfile(fragment(stock), config)
         with open(config, "a", encoding="ascii") as file:
             file.write("".join(f"{line}\n" for line in lines))
         must(
