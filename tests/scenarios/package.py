@@ -22,6 +22,15 @@ NEEDS = ("dom0 on a disk",)
 STATE = "/var/lib/xen-vtpmd"
 CA = "/var/lib/swtpm-localca"
 CERTIFIED = "00000000-0000-4000-8000-00000000ce27"
+ENCRYPTED = "00000000-0000-4000-8000-00000000c0de"
+KEY_COMMAND = f"""
+set -e
+cp /etc/xen-vtpmd.toml /run/without-key
+sed -i 's,^#key-file = .*,key-file = "/etc/xen-vtpmd.key",' /etc/xen-vtpmd.toml
+printf '#!/bin/sh\necho {'5b' * 32}\n' >/etc/xen-vtpmd.key
+chmod 700 /etc/xen-vtpmd.key
+systemctl reload {UNIT}
+"""
 # The NV indices that the TCG has for certificates of endorsement keys.
 CERTIFICATES = r"0x1c0[0-9a-f]{4}"
 WORD = "5b" * 32
@@ -177,6 +186,18 @@ def certified(bed, guest):
     if not re.search(CERTIFICATES, found, re.IGNORECASE):
         raise Failure(f"the guest's TPM has no certificate of an endorsement key: {found}")
     return f"{seconds:.0f} s, {len(re.findall(CERTIFICATES, found, re.IGNORECASE))} certificates"
+
+
+def by_command(bed, guest):
+    """The sandbox and AppArmor let the worker run a key-file that is a command."""
+    bed.machine.must(KEY_COMMAND)
+    bed.machine.must(f"xl vtpm-attach guest uuid={ENCRYPTED} backend=0", 60)
+    in_guest(guest, f"wait_for 30 test -c /dev/tpm1; {TPM1} tpm2 getrandom 8")
+    bed.machine.must(f"xl vtpm-detach guest {ENCRYPTED}", 60)
+    bed.machine.must(
+        f"rm /etc/xen-vtpmd.key; mv /run/without-key /etc/xen-vtpmd.toml; systemctl reload {UNIT}"
+    )
+    return bed.machine.must(f"cat {STATE}/{ENCRYPTED}.key")
 
 
 def enrolled(bed, guest):
@@ -354,6 +375,7 @@ def steps(bed, package):
     bed.record("certificates", certified, bed, guest)
     bed.record("a verifier accepts the endorsement key", enrolled, bed, guest)
     bed.machine.must(f"xl vtpm-detach guest {CERTIFIED}", 60)
+    bed.record("a key-file that is a command", by_command, bed, guest)
     bed.record("systemd-analyze verify", verified, bed)
     bed.record("systemd-analyze security", security, bed)
     bed.record("removed: no process is left, the state is", removed, bed, guest)
