@@ -63,7 +63,7 @@ def unpack(stock, folder):
     with step(f"downloading linux-source {stock.version} (about 165 MB) and unpacking it"):
         archive, = prepare.download(work, stock.source_package)
         shutil.rmtree(f"{source}.new", ignore_errors=True)
-        prepare.unpack_source(archive, stock.series, f"{source}.new", wanted)
+        prepare.unpack_source(archive, stock.plain_series, f"{source}.new", wanted)
         os.rename(f"{source}.new", source)
     shutil.rmtree(work)
 
