@@ -3,6 +3,7 @@
 
 import unittest
 
+from suites import series
 from tools.series import source
 from tools.steps import StepError
 
@@ -40,6 +41,27 @@ fn run(this: &Vtpm) {
     second();
 }
 """
+
+
+CLIPPY = """\
+warning: unsafe block missing a safety comment
+   --> /cache/source/rust/kernel/cpufreq.rs:700:26
+    |
+warning: this is too complex
+  --> /cache/source/rust/kernel/tpm.rs:7:5
+    |
+warning: 2 warnings emitted
+"""
+
+
+class Findings(unittest.TestCase):
+    """Clippy's findings in the series, and in the kernel."""
+
+    def test_those_of_the_series(self):
+        found = series.in_files(CLIPPY, ["rust/kernel/tpm.rs", "drivers/char/tpm/Kconfig"])
+        wanted = "warning: this is too complex in /cache/source/rust/kernel/tpm.rs"
+        self.assertEqual(found, [wanted])
+        self.assertEqual(series.in_files(CLIPPY, ["rust/kernel/xen.rs", "el/tpm.rs"]), [])
 
 
 class WithoutCfg(unittest.TestCase):
