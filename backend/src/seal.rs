@@ -94,16 +94,12 @@ fn key_file(config: &Config) -> Result<&Path, Error> {
 }
 
 fn describe(seal: &Seal, path: &Path) -> String {
-    let list = |pcrs: &mut dyn Iterator<Item = &u32>| {
-        let pcrs: Vec<_> = pcrs.map(u32::to_string).collect();
-        pcrs.join("+")
-    };
     let mut to = Vec::new();
     if !seal.pcrs.is_empty() {
-        to.push(format!("PCRs {}", list(&mut seal.pcrs.keys())));
+        to.push(format!("PCRs {}", sealed::list(seal.pcrs.keys())));
     }
     if !seal.signed.is_empty() {
-        to.push(format!("signed PCRs {}", list(&mut seal.signed.iter())));
+        to.push(format!("signed PCRs {}", sealed::list(&seal.signed)));
     }
     format!(
         "key {} in {}, sealed to {} of this host's TPM",

@@ -167,8 +167,8 @@ pub(super) fn open(path: &Path, of: &Path) -> Result<Zeroizing<Vec<u8>>, Error> 
 }
 
 /// PCRs as systemd-creds takes them.
-fn list(pcrs: &[u32]) -> String {
-    let pcrs: Vec<_> = pcrs.iter().map(u32::to_string).collect();
+pub fn list<'a>(pcrs: impl IntoIterator<Item = &'a u32>) -> String {
+    let pcrs: Vec<_> = pcrs.into_iter().map(u32::to_string).collect();
     pcrs.join("+")
 }
 
