@@ -9,7 +9,7 @@ use std::process::Command;
 
 use rustix::mount::{mount, MountFlags};
 
-use crate::host::Host;
+use crate::host::{stdout_of, Host};
 use crate::toolstack::uuid;
 
 const CA: &str = "/var/lib/swtpm-localca";
@@ -17,13 +17,8 @@ const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
 
 /// What openssl says of a file.
 fn openssl(arguments: &[&str], file: &Path) -> String {
-    let output = Command::new("openssl")
-        .args(arguments)
-        .arg(file)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "openssl {arguments:?}: {output:?}");
-    String::from_utf8(output.stdout).unwrap()
+    let output = stdout_of(Command::new("openssl").args(arguments).arg(file));
+    String::from_utf8(output).unwrap()
 }
 
 #[test]
@@ -47,8 +42,7 @@ fn a_fleets_own_ca_signs() {
     mount("tmpfs", CA, "tmpfs", MountFlags::empty(), "mode=750").unwrap();
     let make = host.path("make-ca");
     fs::write(&make, MAKE_CA).unwrap();
-    let made = Command::new("sh").arg(&make).current_dir(CA).output();
-    assert!(made.as_ref().unwrap().status.success(), "{made:?}");
+    stdout_of(Command::new("sh").arg(&make).current_dir(CA));
     for path in [CA, "signkey.pem", "issuercert.pem"] {
         chown(Path::new(CA).join(path), Some(owner), None).unwrap();
     }
@@ -60,7 +54,7 @@ fn a_fleets_own_ca_signs() {
     assert!(!Path::new(CA).join("swtpm-localca-rootca-cert.pem").exists());
 }
 
-/// As Documentation/trust.rst has it.
+/// The commands that Documentation/trust.rst refers to.
 const MAKE_CA: &str = r#"
 set -e
 openssl req -x509 -newkey rsa:2048 -nodes -keyout fleet.key -out fleet.pem -subj "/CN=fleet" -days 3650

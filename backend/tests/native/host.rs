@@ -45,6 +45,13 @@ pub(crate) struct Host {
     directory: TempDir,
 }
 
+/// What a program writes, which has to succeed.
+pub(crate) fn stdout_of(command: &mut Command) -> Vec<u8> {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    output.stdout
+}
+
 /// Waits until it is so. False after the timeout.
 pub(crate) fn wait_for(timeout: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;

@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use rustix::mount::{mount, MountFlags};
 
-use crate::host::{wait_for, Host, LIMIT};
+use crate::host::{stdout_of, wait_for, Host, LIMIT};
 
 const SYSFS: &str = "/sys/class/tpm/tpm0/pcr-sha256";
 
@@ -62,13 +62,9 @@ impl<'a> HostTpm<'a> {
     }
 
     pub(crate) fn tpm2(&self, tool: &str, arguments: &[&str]) -> String {
-        let output = Command::new(tool)
-            .args(["-T", &self.tcti()])
-            .args(arguments)
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{tool}: {output:?}");
-        String::from_utf8(output.stdout).unwrap()
+        let mut command = Command::new(tool);
+        command.args(["-T", &self.tcti()]).args(arguments);
+        String::from_utf8(stdout_of(&mut command)).unwrap()
     }
 
     /// What the kernel shows is what the TPM has.

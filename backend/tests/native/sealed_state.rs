@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use sha2::{Digest, Sha256};
 
 use crate::boots::hex;
-use crate::host::{wait_for, Host, LIMIT};
+use crate::host::{stdout_of, wait_for, Host, LIMIT};
 use crate::host_tpm::HostTpm;
 use crate::toolstack::{uuid, LIBXL};
 use crate::tpm::GET_RANDOM;
@@ -78,14 +78,14 @@ impl Signer {
         let folder = host.path("signer");
         let _ = fs::create_dir(&folder);
         let [private, public] = ["private.pem", "public.pem"].map(|name| folder.join(name));
-        done(
+        stdout_of(
             Command::new("openssl")
                 .args(["genrsa", "-out"])
                 .arg(&private),
         );
         let mut public_key = Command::new("openssl");
         public_key.args(["rsa", "-pubout", "-in"]).arg(&private);
-        done(public_key.arg("-out").arg(&public));
+        stdout_of(public_key.arg("-out").arg(&public));
         Self {
             private,
             public,
@@ -109,27 +109,20 @@ impl Signer {
             .arg(&self.private)
             .arg(&policy);
         let signature = self.folder.join("signature");
-        fs::write(&signature, done(&mut sign)).unwrap();
-        let base64 = done(Command::new("base64").arg("-w0").arg(&signature));
+        fs::write(&signature, stdout_of(&mut sign)).unwrap();
+        let base64 = stdout_of(Command::new("base64").arg("-w0").arg(&signature));
         let mut der = Command::new("openssl");
         der.args(["rsa", "-pubin", "-RSAPublicKey_out", "-outform", "DER"]);
         der.arg("-in").arg(&self.public);
         let text = format!(
             r#"{{"sha256":[{{"pcrs":[{pcr}],"pkfp":"{}","pol":"{}","sig":"{}"}}]}}"#,
-            hex(&Sha256::digest(done(&mut der))),
+            hex(&Sha256::digest(stdout_of(&mut der))),
             hex(&fs::read(&policy).unwrap()),
             String::from_utf8(base64).unwrap()
         );
         fs::create_dir_all("/run/systemd").unwrap();
         fs::write("/run/systemd/tpm2-pcr-signature.json", text).unwrap();
     }
-}
-
-/// What it writes.
-fn done(command: &mut Command) -> Vec<u8> {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {output:?}");
-    output.stdout
 }
 
 fn sealed_host() -> Option<Host> {
