@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, SyncSender};
 use std::sync::Arc;
 use std::thread;
@@ -13,11 +14,13 @@ use std::time::Duration;
 
 use rustix::event::{eventfd, poll, EventfdFlags, PollFd, PollFlags};
 
+use crate::measure::for_driver_domain::{on_change, LIBXL};
 use crate::xen::{self, Store};
 use crate::xenbus::{self, Id, NodeError, Paths};
 
-/// The token of the one watch.
+/// The tokens of the watches: for vTPMs of this domain's, and of driver domains'.
 const TOKEN: &str = "vtpm";
+const ELSEWHERE: &str = "elsewhere";
 
 /// The node that says how far a backend is, and the value for "over".
 const STATE: &str = "state";
@@ -161,10 +164,11 @@ impl Source {
 }
 
 /// Starts the thread.
-pub fn spawn(source: Source) -> io::Result<()> {
+pub fn spawn(source: Source, run_dir: PathBuf) -> io::Result<()> {
     let follow = move || {
         let mut follower = Follower {
             source,
+            run_dir,
             known: BTreeSet::new(),
             retry: BTreeSet::new(),
             silent: false,
@@ -214,6 +218,8 @@ impl Changes {
 
 struct Follower {
     source: Source,
+    /// Where digests are remembered.
+    run_dir: PathBuf,
     /// Those that the manager was told to be needed.
     known: BTreeSet<Id>,
     /// Those whose node could not be read.
@@ -256,6 +262,9 @@ impl Follower {
         let base = Paths::base(own_domid);
         // One event comes at once, and has us look at what is there.
         store.watch(&base, TOKEN)?;
+        if own_domid == 0 {
+            store.watch(LIBXL, ELSEWHERE)?;
+        }
         log::info!("backend for vTPMs in domain {own_domid}");
         *pause = FIRST_PAUSE;
 
@@ -263,6 +272,9 @@ impl Follower {
             let mut changes = Changes::default();
             for _ in 0..EVENTS_PER_TURN {
                 match store.next_event()? {
+                    Some(event) if event.token == ELSEWHERE => {
+                        on_change(&store, &self.run_dir, &event.path)?;
+                    }
                     Some(event) => changes.add(&base, &event.path),
                     None => break,
                 }

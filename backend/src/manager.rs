@@ -178,8 +178,9 @@ impl Manager {
     /// Takes the manager's lock, finds the workers that are there, and follows xenstore.
     pub fn new(config: Config, file: ConfigFile, text: &str) -> Result<Self, Error> {
         let (discovery, source) = discovery::pair().map_err(system("eventfd"))?;
+        let run_dir = config.run_dir.clone();
         let manager = Self::with(config, file, text, discovery)?;
-        discovery::spawn(source).map_err(system("thread for xenstore"))?;
+        discovery::spawn(source, run_dir).map_err(system("thread for xenstore"))?;
         Ok(manager)
     }
 

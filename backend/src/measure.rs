@@ -8,6 +8,7 @@
 
 pub mod cache;
 pub mod digest;
+pub mod for_driver_domain;
 pub mod images;
 pub mod log;
 mod pcrs;

@@ -6,7 +6,7 @@ import dataclasses
 import re
 import time
 
-from testbed import qemu, wait
+from testbed import event_log, qemu, wait
 from testbed.guest import Guest
 from testbed.lacking import lacking
 from testbed.toolstack import MIGRATE_HERE, must_be, was_slow
@@ -47,8 +47,8 @@ def taken_away(bed, script, domid):
 
 
 def run(bed):
-    """The domain first, then the guest: PCRs work, and what xl takes away is gone in both
-    domains."""
+    """The domain first, then the guest: it is measured, PCRs work, and what xl takes away is
+    gone in both domains."""
     vtpm = dataclasses.replace(bed.vtpm("2.0"), backend="driver")
     state = tpm_state(vtpm)
     files = {
@@ -66,6 +66,8 @@ def run(bed):
         with bed.guest("served", [vtpm], memory=400, type="'pvh'") as guest:
             bed.checks(guest, "module_loads", "tpm20_is_found", "tpm2_pcrextend", "tpm2_nv")
             bed.record("the guest says who serves it", served_by, guest, domid)
+            bed.record("dom0 hashes what the guest boots", lambda: event_log.replays(
+                bed, guest, vtpm, "console=hvc0", "kernel", "initrd", backend=driver))
             if not lacking("save"):
                 bed.checks(guest, "save_prepare")
                 bed.record("xl migrate fails, and says why", migrates_not, bed, guest)

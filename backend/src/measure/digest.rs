@@ -8,6 +8,8 @@ use sha1::Sha1;
 use sha2::digest::DynDigest;
 use sha2::{Sha256, Sha384, Sha512};
 
+use crate::hex;
+
 /// A bank, by its hash algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
@@ -87,9 +89,27 @@ impl Digests {
         Ok(Self(done.collect()))
     }
 
-    /// Of digests that were made before, each of its bank's size.
-    pub(super) fn from_parts(digests: Vec<(Bank, Box<[u8]>)>) -> Self {
-        Self(digests)
+    /// TPM_ALG_ID and hex digits, as `4:a9993e36...`, of each bank.
+    pub(super) fn to_text(&self) -> String {
+        let text = |(bank, digest): (Bank, &[u8])| format!("{}:{}", bank.id(), hex::text(digest));
+        self.iter().map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    /// From that.
+    pub(super) fn from_text(text: &str) -> Option<Self> {
+        let digest = |text: &str| {
+            let (id, digits) = text.split_once(':')?;
+            let bank = Bank::from_id(id.parse().ok()?)?;
+            let mut digest = vec![0; usize::from(bank.size())];
+            hex::read(digits.as_bytes(), &mut digest).then(|| (bank, digest.into()))
+        };
+        text.split(' ').map(digest).collect::<Option<_>>().map(Self)
+    }
+
+    /// Those of these banks, if all are there.
+    pub(super) fn of_banks(&self, banks: &[Bank]) -> Option<Self> {
+        let digest = |bank: &Bank| self.0.iter().find(|(own, _)| own == bank).cloned();
+        banks.iter().map(digest).collect::<Option<_>>().map(Self)
     }
 
     /// Bank by bank.
@@ -113,5 +133,10 @@ mod tests {
             assert_eq!(digest.len(), usize::from(bank.size()));
             assert_eq!(digest, again);
         }
+        let text = digests.to_text();
+        assert!(text.starts_with("4:a9993e36") && text.contains(" 11:ba7816bf"));
+        assert_eq!(Digests::from_text(&text).unwrap().to_text(), text);
+        let two = digests.of_banks(&[Bank::Sha256, Bank::Sha1]).unwrap();
+        assert_eq!(two.iter().next().unwrap().0, Bank::Sha256);
     }
 }

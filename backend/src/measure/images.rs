@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 use super::cache;
 use super::digest::{Bank, Digests};
+use super::for_driver_domain::Awaited;
 use super::{Error, KernelDigest};
 use crate::config::Uuid;
 use crate::files::read_plain;
@@ -54,6 +56,8 @@ pub enum Boot {
     Known(Images),
     /// libxl is about to write the configuration of a PVH guest to this file.
     Pending(PathBuf, Built),
+    /// Dom0 is about to say it to this driver domain.
+    Awaited(Awaited),
 }
 
 impl Default for Boot {
@@ -83,10 +87,14 @@ pub struct ImageDigests {
 }
 
 #[derive(Debug)]
-struct Image {
-    path: String,
-    file: File,
-    built: Built,
+enum Image {
+    File {
+        path: String,
+        file: File,
+        built: Built,
+    },
+    /// By dom0, which alone can read it.
+    Told(Digests),
 }
 
 /// What of libxl's file matters here.
@@ -105,9 +113,9 @@ struct BuildInfo {
 
 impl Boot {
     /// Looks for it in xenstore.
-    pub fn find(store: &Store, own_domid: u16, id: Id) -> Result<Self, xen::Error> {
+    pub fn find(store: &Rc<Store>, own_domid: u16, id: Id) -> Result<Self, xen::Error> {
         if own_domid != 0 {
-            return Ok(unknown("a driver domain does not see dom0's files"));
+            return Ok(Self::Awaited(Awaited::new(store, own_domid, id)));
         }
         let Some(vm) = store.read(&Paths::vm(id))? else {
             return Ok(unknown("the toolstack names no /vm of the domain"));
@@ -149,7 +157,7 @@ impl Boot {
                     None => Ok(()),
                 }
             }
-            Self::Pending(..) => Ok(()),
+            Self::Pending(..) | Self::Awaited(_) => Ok(()),
         }
     }
 
@@ -158,6 +166,7 @@ impl Boot {
         let (path, built) = match self {
             Self::Unknown(reason) => return Err(reason),
             Self::Known(images) => return Ok(images),
+            Self::Awaited(awaited) => return awaited.images(give_up),
             Self::Pending(path, built) => (path, built),
         };
         let shown = path.display();
@@ -208,6 +217,15 @@ impl Images {
         })
     }
 
+    /// What dom0 says of it.
+    pub(super) fn told(kernel: Digests, initrd: Option<Digests>, cmdline: String) -> Self {
+        Self {
+            kernel: Image::Told(kernel),
+            initrd: initrd.map(Image::Told),
+            cmdline,
+        }
+    }
+
     /// The kernel, if there is a list of those that are allowed and it is none of them.
     pub(super) fn strange_kernel(
         &self,
@@ -222,8 +240,11 @@ impl Images {
         let sha256 = digests.iter().find(|(bank, _)| *bank == Bank::Sha256);
         let (_, sha256) = sha256.ok_or("no SHA-256 of the kernel")?;
         let is_allowed = allowed.iter().any(|kernel| kernel.0 == *sha256);
-        let path = &self.kernel.path;
-        Ok((!is_allowed).then(|| format!("{path}, whose SHA-256 is {}", hex::text(sha256))))
+        let kernel = match &self.kernel {
+            Image::File { path, .. } => path,
+            Image::Told(_) => "a kernel",
+        };
+        Ok((!is_allowed).then(|| format!("{kernel}, whose SHA-256 is {}", hex::text(sha256))))
     }
 
     /// Reads all of it that was not read before, as `cache` says.
@@ -255,29 +276,32 @@ impl Image {
                 }
                 _ => format!("{path}: {e}"),
             })?;
-        let image = Self { path, file, built };
-        image.check()?;
-        Ok(image)
-    }
-
-    /// Whether it is the file that libxl loaded.
-    fn check(&self) -> Result<(), String> {
-        let path = &self.path;
-        let data = self.file.metadata().map_err(|e| format!("{path}: {e}"))?;
-        let changed = data.ctime() * 100 + data.ctime_nsec() / 10_000_000;
-        match (data.is_file(), changed > self.built) {
-            (false, _) => Err(format!("{path} is not a plain file")),
-            (_, true) => Err(format!("{path} was changed after the domain was built")),
-            _ => Ok(()),
-        }
+        check(&path, &file, built)?;
+        Ok(Self::File { path, file, built })
     }
 
     fn digests(&self, banks: &[Bank], cache: &Path) -> Result<Digests, String> {
-        let path = &self.path;
-        let digests =
-            cache::digests(cache, banks, &self.file).map_err(|e| format!("{path}: {e}"))?;
-        self.check()?;
+        let (path, file, built) = match self {
+            Self::File { path, file, built } => (path, file, *built),
+            Self::Told(digests) => {
+                let digests = digests.of_banks(banks);
+                return digests.ok_or_else(|| "dom0 does not know all of the TPM's banks".into());
+            }
+        };
+        let digests = cache::digests(cache, banks, file).map_err(|e| format!("{path}: {e}"))?;
+        check(path, file, built)?;
         Ok(digests)
+    }
+}
+
+/// Whether it is the file that libxl loaded.
+fn check(path: &str, file: &File, built: Built) -> Result<(), String> {
+    let data = file.metadata().map_err(|e| format!("{path}: {e}"))?;
+    let changed = data.ctime() * 100 + data.ctime_nsec() / 10_000_000;
+    match (data.is_file(), changed > built) {
+        (false, _) => Err(format!("{path} is not a plain file")),
+        (_, true) => Err(format!("{path} was changed after the domain was built")),
+        _ => Ok(()),
     }
 }
 

@@ -8,6 +8,7 @@ use xen_tpm_protocol::layout::NODE_EVENT_LOG;
 use super::tpm::Held;
 use super::{Failure, Power, Worker};
 use crate::events::Event;
+use crate::measure::for_driver_domain::RESTORED;
 use crate::measure::log::nodes;
 use crate::measure::{self, Boot, Measure, Objection};
 use crate::xen;
@@ -15,8 +16,13 @@ use crate::xen;
 impl Worker {
     /// Looks for what the guest boots: early, while the toolstack can still be told that it has to be measured and
     /// cannot be.
-    pub(super) fn find_boot(&mut self, held: Option<&Held>) -> Result<(), Failure> {
+    pub(super) fn find_boot(
+        &mut self,
+        held: Option<&Held>,
+        boots: Option<bool>,
+    ) -> Result<(), Failure> {
         self.boot = match self.shared.starts.get() {
+            0 if boots == Some(false) => Boot::Unknown(RESTORED.into()),
             0 => Boot::find(&self.store, self.own_domid, self.id)?,
             // The guest has run already, and could be anything by now.
             _ => Boot::Unknown("its TPM was lost, and this one is in its place".into()),

@@ -77,7 +77,7 @@ impl Worker {
         if let (Some(false), Some(held)) = (boots, &held) {
             self.check_restored(held)?;
         }
-        self.find_boot(held.as_ref())?;
+        self.find_boot(held.as_ref(), boots)?;
         self.store.remove(&self.paths.error())?;
         self.store
             .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;

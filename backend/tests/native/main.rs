@@ -22,6 +22,7 @@ mod killed;
 mod lifecycle;
 mod log_lines;
 mod manager;
+mod measured_for_driver_domain;
 mod measured_start;
 mod migrate;
 mod migrate_failures;

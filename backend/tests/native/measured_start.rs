@@ -294,6 +294,19 @@ fn measured_start_that_cannot_be() {
     );
 }
 
+/// What a restored guest has booted is not known, unless its TPM goes on.
+#[test]
+fn measured_start_is_not_of_a_guest_that_is_restored() {
+    let Some(host) = Host::new() else { return };
+    let mut guest = host.boot_measured(7, BOOT);
+    let booted = guest.booted();
+    host.shut_down(guest, Reason::Reboot);
+    host.build(8, BOOT, true);
+    let mut guest = host.restore(8, &uuid(7));
+    assert_ne!(guest.booted()[0], booted[0]);
+    assert!(host.log().contains("it is restored"), "{}", host.log());
+}
+
 #[test]
 fn measured_start_where_it_is_required() {
     let Some(host) = Host::bare("[tpm]\nmeasure = \"required\"\n") else {
@@ -345,11 +358,9 @@ fn measured_start_of_allowed_kernels() {
                 return;
             };
             host.start();
-            host.build(7, BOOT, true);
-            host.add(7, &uuid(7));
-            host.await_state(7, "2");
+            let guest = host.boot_measured(7, BOOT);
             assert!(!host.log().contains("allowed-kernels"), "{}", host.log());
-            assert!(host.destroy(7) || host.backend_state(7).is_none());
+            host.shut_down(guest, Reason::Reboot);
 
             match measure {
                 "try" => {

@@ -27,6 +27,11 @@ pub(crate) fn backend(domid: u16) -> String {
     format!("/local/domain/0/backend/vtpm/{domid}/0")
 }
 
+/// Where libxl notes it.
+fn device(domid: u16) -> String {
+    format!("/libxl/{domid}/device/vtpm/0")
+}
+
 /// The frontend's.
 pub(crate) fn frontend(domid: u16) -> String {
     format!("/local/domain/{domid}/device/vtpm/0")
@@ -53,11 +58,17 @@ impl Host {
 
     /// `xl vtpm-attach`, without its wait.
     pub(crate) fn attach(&self, domid: u16, uuid: &str) {
-        let (backend, frontend, domain) = (backend(domid), frontend(domid), domid.to_string());
+        self.attach_to(&backend(domid), domid, uuid);
+    }
+
+    /// The same, of a vTPM whose backend has this directory.
+    pub(crate) fn attach_to(&self, backend: &str, domid: u16, uuid: &str) {
+        let (frontend, domain) = (frontend(domid), domid.to_string());
         self.store.transaction(|t| {
+            t.write(&format!("{}/backend", device(domid)), backend);
             t.write(&format!("/local/domain/{domid}/control/shutdown"), "");
             for (node, value) in [
-                ("backend", &*backend),
+                ("backend", backend),
                 ("backend-id", "0"),
                 ("handle", "0"),
                 ("state", "1"),
@@ -149,6 +160,7 @@ impl Host {
         self.store.transaction(|t| {
             t.remove(&backend(domid));
             t.remove(&frontend(domid));
+            t.remove(&device(domid));
         });
         // xs_path_cleanup: the parent goes with its last child.
         let parent = format!("/local/domain/0/backend/vtpm/{domid}");
