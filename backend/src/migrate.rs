@@ -144,7 +144,7 @@ pub enum FromSource {
 }
 
 /// What the destination says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "message", rename_all = "kebab-case")]
 pub enum FromDestination {
     /// It waits for these vTPMs; of those that are listed it wants the key, to encrypt them by its own.
@@ -158,7 +158,10 @@ pub enum FromDestination {
         reason: String,
     },
     /// The state is here, durably.
-    Stored,
+    Stored {
+        /// How long that took since it had come.
+        seconds: f64,
+    },
     /// It is so, or was done.
     Yes,
     /// It is not so, or could not be done.

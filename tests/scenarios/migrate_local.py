@@ -4,6 +4,7 @@ until the guest runs there, and the guest goes on with its TPM; also under load.
 
 from testbed import ledger
 from testbed.toolstack import migrate_here, must_be
+from testbed.two import GUEST_MEMORY
 
 SETS = ("test",)
 NEEDS = ("save",)
@@ -26,7 +27,7 @@ def run(bed, times=0):
     """A PVH guest. `times` are those under load."""
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm])
-    with bed.guest("migrating", [vtpm], memory=400, type="'pvh'") as guest:
+    with bed.guest("migrating", [vtpm], memory=GUEST_MEMORY, type="'pvh'") as guest:
         bed.checks(guest, "module_loads")
         if times:
             ledger.kept_through(bed, guest, "xl migrate", times,

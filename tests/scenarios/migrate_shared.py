@@ -3,7 +3,7 @@
 NFSv4, whose locks say who may use it."""
 
 from testbed.toolstack import must_be
-from testbed.two import hosts, migrate, share_state
+from testbed.two import GUEST_MEMORY, hosts, migrate, share_state
 
 SETS = ("deep",)
 NEEDS = ("save",)
@@ -23,7 +23,7 @@ def run(bed):
     with hosts(bed, [vtpm]) as other:
         if not bed.record("the state is shared by NFS", share_state, bed, other):
             return
-        with bed.guest("migrating", [vtpm], memory=400, type="'pvh'") as guest:
+        with bed.guest("migrating", [vtpm], memory=GUEST_MEMORY, type="'pvh'") as guest:
             bed.checks(guest, "module_loads", "save_prepare", "save_goes_on")
             bed.record("xl migrate", moves, bed, other, guest)
             bed.checks(guest, "save_kept", "save_goes_on")

@@ -2,15 +2,17 @@
 """A guest goes to another host and back by `xen-vtpmd migrate`, with the xl and the ssh that people
 have; nothing is shared but the network."""
 
+import functools
 import os
 import re
+import statistics
 import threading
 import time
 
-from testbed import ledger
+from testbed import ledger, wait
 from testbed.report import Failure
 from testbed.toolstack import must_be
-from testbed.two import MIGRATION_LIMIT, hosts, migrate
+from testbed.two import GUEST_MEMORY, MIGRATION_LIMIT, hosts, migrate
 
 SETS = ("deep",)
 NEEDS = ("save",)
@@ -20,9 +22,14 @@ VARIANTS = {
     "stock_driver": {"sets": (), "driver": "c"},
 }
 
-TICKS = "(while :; do echo @tick; sleep 0.1; done) >/dev/console 2>&1 & echo $! >/run/ticks"
-# How much of xl's own downtime the vTPM may add.
-SHARE = 0.1
+TICKS = (
+    "python3 -E -s -c 'import time\n"
+    'while True: print("@tick", flush=True); time.sleep(0.02)'
+    "' >/dev/console 2>&1 & echo $! >/run/ticks"
+)
+# Of each kind, since xl's own downtime differs from one migration to the next.
+SAMPLES = 2
+STEPS = r"is there: ([\d.]+) s of downtime, ([\d.]+) packed, ([\d.]+) sent, ([\d.]+) stored"
 # Sends the receiver for the TPM a signal; there has to be one.
 SIGNAL_RECEIVER = (
     "receiver=$(grep -l migrate-receive $(pidof xen-vtpmd | sed 's,[0-9][0-9]*,/proc/&/cmdline,g')"
@@ -91,23 +98,32 @@ def longest_pause(logs, function):
     return longest[0], said
 
 
-def downtime(bed, other, guest, command):
-    """How long (s) the guest's console is silent when it goes to the other host, and what the
-    command says."""
+def downtimes(bed, other, guest, command):
+    """How long (s) the guest's console is silent when it goes to and fro, and what the command
+    says."""
     guest.must(TICKS)
-    logs = [guest.log, guest.incoming_log(other.machine)]
-    found = longest_pause(logs, lambda: migrate(guest, bed, other, command))
+    # Python takes its time until the first tick.
+    time.sleep(wait.stretch(10))
+    found, hosts_of = [], [bed, other]
+    for _ in range(SAMPLES):
+        source, target = hosts_of
+        logs = [guest.log, guest.incoming_log(target.machine)]
+        found.append(longest_pause(
+            logs, functools.partial(migrate, guest, source, target, command)))
+        hosts_of.reverse()
     guest.must("kill $(cat /run/ticks)")
-    return found
+    return [round(silent, 2) for silent, _ in found], [said for _, said in found]
 
 
-def is_short(found):
-    """The vTPM's part of the downtime beside that of a guest without one."""
-    alone, with_tpm, added = found["plain"][0], found["vtpm"][0], found["vtpm"][1]
-    if added > alone * SHARE:
-        raise Failure(f"{added:.2f} s of the vTPM, {alone:.2f} s of xl")
-    return (f"{added:.3f} s are the vTPM's: {added / alone:.1%} of the {alone:.2f} s that a guest"
-            f" without one is silent; with it, it was silent for {with_tpm:.2f} s")
+def cost(plain, with_tpm, said):
+    """The downtime with a vTPM beside that of a guest without one, and where the TPM's part of it
+    goes, as a text."""
+    alone, both = statistics.mean(plain), statistics.mean(with_tpm)
+    steps = [[float(step) for step in re.search(STEPS, text).groups()] for text in said]
+    whole, packed, sent, stored = map(statistics.mean, zip(*steps))
+    return (f"means of {SAMPLES}: silent for {alone:.2f} s without a vTPM, {both:.2f} s with one:"
+            f" {both / alone - 1:+.0%}. The state is on its way for {whole:.3f} s: {packed:.3f}"
+            f" packed, {sent:.3f} sent, {stored:.3f} stored. All: {plain}, {with_tpm}")
 
 
 def loaded(bed, other, guest, times):
@@ -123,9 +139,8 @@ def run(bed, times=0, driver=None):
     """A PVH guest: Xen as Debian builds it migrates no PV guest. `times` are those under load."""
     bed.driver = driver or bed.driver
     vtpm = bed.vtpm("2.0")
-    found = {}
     with hosts(bed, [vtpm]) as other:
-        with bed.guest("migrating", [vtpm], memory=400, type="'pvh'") as guest:
+        with bed.guest("migrating", [vtpm], memory=GUEST_MEMORY, type="'pvh'") as guest:
             bed.checks(guest, "stock_driver" if driver else "module_loads")
             if times:
                 loaded(bed, other, guest, times)
@@ -139,9 +154,10 @@ def run(bed, times=0, driver=None):
                 return
             bed.record("the receiver stops", receiver_stops, bed, other, guest)
             bed.checks(guest, "save_kept", "save_goes_on")
-            silent, said = downtime(bed, other, guest, "xen-vtpmd migrate")
-            found["vtpm"] = silent, float(re.search(r"is there: ([\d.]+) s of downtime", said)[1])
+            with_tpm, said = downtimes(bed, other, guest, "xen-vtpmd migrate")
             bed.checks(guest, "save_kept")
-        with bed.guest("plain", [], memory=400, type="'pvh'") as guest:
-            found["plain"] = downtime(bed, other, guest, "xl migrate")
-        bed.record("what the vTPM adds to the downtime", is_short, found)
+        with bed.guest("plain", [], memory=GUEST_MEMORY, type="'pvh'") as guest:
+            plain, _ = downtimes(bed, other, guest, "xl migrate")
+        # No limit: Documentation/moving.rst says why.
+        bed.report.add(bed.suite, "what the vTPM adds to the downtime", "noted", 0,
+                       cost(plain, with_tpm, said))

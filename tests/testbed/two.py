@@ -15,6 +15,8 @@ from tools.steps import must
 NAMES = ("one", "two")
 # What a machine has (MiB): dom0 and a guest.
 MEMORY = 2560
+# What a guest has that migrates, all of which goes over.
+GUEST_MEMORY = 224
 STATES = "/var/lib/xen-vtpmd"
 # How long a migration may take (s): its guest's memory is encrypted under emulation.
 MIGRATION_LIMIT = 600
@@ -93,6 +95,17 @@ def share_state(bed, other):
     )
     for each in (bed, other):
         each.machine.must(f"modprobe nfsv4; mount.nfs one:/ {STATES} -o vers=4.2", 120)
+        each.start_backend()
+
+
+def small_states(*beds):
+    """Gives each host a file system of its own for the vTPMs' states, which can be filled."""
+    for each in beds:
+        each.stop_backend()
+        each.machine.must(
+            f"mkdir /small && mount -t tmpfs -o size=4m tmpfs /small && cp -a {STATES}/. /small"
+            f" && mount --move /small {STATES}"
+        )
         each.start_backend()
 
 

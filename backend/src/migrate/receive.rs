@@ -5,7 +5,7 @@
 
 use std::io::{stdin, stdout, Write};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
@@ -63,6 +63,7 @@ pub fn run(config: &Config) -> Result<(), Error> {
             FromSource::State { uuid, len, key } => {
                 let key = key.map(Zeroizing::new);
                 let bytes = link.receive_bytes(len, TRANSFER)?;
+                let begun = Instant::now();
                 let stored = expected
                     .iter()
                     .find(|vtpm| vtpm.uuid.to_string() == uuid)
@@ -71,7 +72,9 @@ pub fn run(config: &Config) -> Result<(), Error> {
                         store(config, vtpm, &bytes, key.as_deref().map(String::as_str))
                     });
                 match stored {
-                    Ok(()) => FromDestination::Stored,
+                    Ok(()) => FromDestination::Stored {
+                        seconds: begun.elapsed().as_secs_f64(),
+                    },
                     Err(e) => {
                         each(&expected, |vtpm| failed(config, vtpm))?;
                         let reason = e.to_string();

@@ -120,10 +120,12 @@ impl Worker {
     fn pack(&mut self, migration: &str, peer: &str) -> Result<(), String> {
         let (vm, file, give_up) = (self.vm(), self.run_dir.departing(), self.give_up());
         let tpm = self.tpm().ok_or("there is no TPM at the moment")?;
+        let begun = Instant::now();
         let stored = tpm.save().and_then(|()| tpm.sync());
         // It goes on.
         tpm.client().set_give_up(give_up);
         stored.map_err(|e| e.to_string())?;
+        log::info!("stored for {peer} in {} ms", begun.elapsed().as_millis());
         match (&self.broker, &self.power) {
             (Some(broker), _) => broker.pack(vm.as_deref(), migration, peer),
             (None, Power::On(tpm)) => {
