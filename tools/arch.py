@@ -9,12 +9,14 @@ import platform
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """One of them. Debian's name and GNU's triplet; the kernel's directory in arch/, Debian's
-    flavours of the kernel, the first one first; what QEMU is called, and Cargo's target."""
+    """One of them. Debian's name and GNU's triplet; the kernel's directory in arch/, what of its
+    build is booted, Debian's flavours of the kernel, the first one first; what QEMU is called, and
+    Cargo's target."""
 
     name: str
     triplet: str
     kernel: str
+    image: str
     flavours: tuple
     emulator: str
     qemu_package: str
@@ -27,11 +29,12 @@ class Arch:
 
 
 ARCHES = {
-    "amd64": Arch("amd64", "x86_64-linux-gnu", "x86", ("amd64",), "qemu-system-x86_64",
-                  "qemu-system-x86", "x86_64-unknown-linux-gnu"),
+    "amd64": Arch("amd64", "x86_64-linux-gnu", "x86", "vmlinux", ("amd64",),
+                  "qemu-system-x86_64", "qemu-system-x86", "x86_64-unknown-linux-gnu"),
     # The second has pages of 16 KiB.
-    "arm64": Arch("arm64", "aarch64-linux-gnu", "arm64", ("arm64", "arm64-16k"),
-                  "qemu-system-aarch64", "qemu-system-arm", "aarch64-unknown-linux-gnu"),
+    "arm64": Arch("arm64", "aarch64-linux-gnu", "arm64", "arch/arm64/boot/Image",
+                  ("arm64", "arm64-16k"), "qemu-system-aarch64", "qemu-system-arm",
+                  "aarch64-unknown-linux-gnu"),
 }
 HOST = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "amd64")
 TARGET = ARCHES[os.environ.get("XT_ARCH") or HOST]

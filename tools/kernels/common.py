@@ -27,9 +27,6 @@ OPTION = re.compile(r"CONFIG_\w+")
 # What newer kernels call an option. The fragments have both names; one of them has to come out.
 RENAMED = {"CONFIG_PROC_SYSCTL": ("CONFIG_SYSCTL",)}
 
-# What of a build is booted.
-IMAGE = "arch/arm64/boot/Image" if TARGET.kernel == "arm64" else "vmlinux"
-
 
 @dataclasses.dataclass
 class OwnKernel(prepare.Places):
@@ -113,7 +110,7 @@ def configure(kernel, make, fragment, log):
 def keep_image(kernel, log):
     """What boots, without what debuggers want. This is a build's last step, so that its result
     stands for all of them."""
-    image = f"{kernel.build}/{IMAGE}"
-    command = ["cp", image] if TARGET.kernel == "arm64" else ["strip", "-g", image, "-o"]
+    image = f"{kernel.build}/{TARGET.image}"
+    command = ["strip", "-g", image, "-o"] if TARGET.image == "vmlinux" else ["cp", image]
     must([*command, f"{kernel.vmlinux}.new"], log, f"cannot keep {image}")
     os.rename(f"{kernel.vmlinux}.new", kernel.vmlinux)

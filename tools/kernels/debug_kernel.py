@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 
+from tools.arch import TARGET
 from tools.kernels import common
 from tools.steps import JOBS, StepError, must, output, step
 
@@ -49,7 +50,7 @@ NEIGHBOURS = (
     "tpmrm-dev",
     "helpers",
 )
-TARGET = "scripts/generate_rust_target.rs"
+RUST_TARGET = "scripts/generate_rust_target.rs"
 SANITIZERS = '["kcfi", "kernel-address"]'
 AND_THREAD = '["kcfi", "kernel-address", "thread"]'
 
@@ -123,7 +124,7 @@ class RaceKernel(DebugKernel):
 
     def prepare_source(self):
         """The target of rustc's is said to have this sanitizer, too."""
-        path = f"{self.source}/{TARGET}"
+        path = f"{self.source}/{RUST_TARGET}"
         with open(path, encoding="utf-8") as file:
             text = file.read()
         if SANITIZERS in text:
@@ -131,7 +132,7 @@ class RaceKernel(DebugKernel):
                 file.write(text.replace(SANITIZERS, AND_THREAD))
         elif AND_THREAD not in text:
             raise StepError(
-                f"{TARGET} has not {SANITIZERS}: this kernel is newer than {__name__} knows"
+                f"{RUST_TARGET} has not {SANITIZERS}: this kernel is newer than {__name__} knows"
             )
 
 
@@ -158,7 +159,7 @@ def _build(kernel):
     with step(f"building the {kernel.series} kernel (about 25 minutes of processor time)"):
         common.configure(kernel, make, fragment, log)
         must(
-            make + [f"-j{JOBS}", os.path.basename(common.IMAGE), "modules"],
+            make + [f"-j{JOBS}", os.path.basename(TARGET.image), "modules"],
             log,
             f"the {kernel.series} kernel does not build",
         )

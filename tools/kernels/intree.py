@@ -201,7 +201,7 @@ def make(kernel, log, *choice):
     configure(kernel)
     choose(kernel, log, *choice)
     must(
-        kernel.kbuild + [f"-j{JOBS}", os.path.basename(common.IMAGE), "modules"],
+        kernel.kbuild + [f"-j{JOBS}", os.path.basename(TARGET.image), "modules"],
         log,
         f"the kernel {kernel.series} does not build",
     )

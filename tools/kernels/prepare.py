@@ -231,7 +231,7 @@ def prepare_boot(kernel, work):
         ["depmod", "-b", f"{kernel.folder}/boot/usr", kernel.release], "depmod.log", "depmod failed"
     )
     # The last step, so that its result stands for all of them. On arm64 it is not compressed.
-    extract = "cat" if TARGET.kernel == "arm64" else f"{kernel.source}/scripts/extract-vmlinux"
+    extract = f"{kernel.source}/scripts/extract-vmlinux" if TARGET.image == "vmlinux" else "cat"
     with open(kernel.vmlinux + ".new", "wb") as file:
         subprocess.run([extract, kernel.vmlinuz],
                        stdout=file, stderr=subprocess.DEVNULL, check=True)
