@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A PVH guest boots its own kernel from its own disk, by GRUB in place of a kernel: PCR 4 has GRUB,
-and the guest has its TPM."""
+"""A guest boots its own kernel from its own disk, and has its TPM: a PVH guest by GRUB in place of
+a kernel, which is in PCR 4 then, and a PV guest by pygrub, of which PCR 4 says "not measured"."""
 
 import os
 import shutil
 
-from testbed import event_log
+from testbed import event_log, images
 from testbed.report import Failure
 from testbed.toolstack import serve_disks
 from tools.package import grub
@@ -13,11 +13,12 @@ from tools.steps import must
 
 SETS = ("deep",)
 NEEDS = ("GRUB for Xen",)
+VARIANTS = {"by_pygrub": {"sets": ("deep",), "pygrub": True}}
 
 IMAGE = "/boot/grub"
 MENU = """
 set timeout=0
-menuentry guest {{
+menuentry 'guest' {{
     linux /boot/vmlinuz console=hvc0 earlyprintk=xen quiet rdinit=/init {options}
     initrd /boot/initrd
 }}
@@ -53,18 +54,34 @@ def measured(bed, guest, vtpm):
     return said
 
 
+def not_measured(bed, guest, vtpm):
+    """libxl has deleted the kernel that pygrub has copied from the disk, which the guest runs."""
+    said = event_log.replays(bed, guest, vtpm, "Xen: kernel not measured")
+    guest.must("grep -q rdinit=/init /proc/cmdline")
+    return said
+
+
 def prepare():
     """What is not on the testbed."""
     grub.image()
 
 
-def run(bed):
+def run(bed, pygrub=False):
     """From the disk's menu on."""
     vtpm = bed.vtpm("2.0")
     disk = make_disk(bed, "bed.driver=rust bed.tpms=2.0")
-    bed.boot([vtpm], files={IMAGE: grub.image()}, disks=[disk])
+    bed.boot([vtpm], files={IMAGE: grub.image()}, disks=[disk],
+             more=images.add_pygrub if pygrub else None)
     serve_disks(bed.machine)
-    with bed.guest("own", [vtpm], type="'pvh'", kernel=f"'{IMAGE}'", ramdisk=None, extra=None,
-                   disk=["phy:/dev/vda,xvda,w"]) as guest:
+    how = {"type": "'pvh'", "kernel": f"'{IMAGE}'"}
+    if pygrub:
+        # Without its menu, for which dom0 has no terminals described.
+        how = {"type": "'pv'", "kernel": None, "bootloader": "'pygrub'",
+               "bootloader_args": ["--quiet"]}
+    with bed.guest("own", [vtpm], ramdisk=None, extra=None, disk=["phy:/dev/vda,xvda,w"],
+                   **how) as guest:
         bed.checks(guest, *CHECKS)
-        bed.record("PCR 4 has GRUB", measured, bed, guest, vtpm)
+        if pygrub:
+            bed.record("PCR 4 says that it is not measured", not_measured, bed, guest, vtpm)
+        else:
+            bed.record("PCR 4 has GRUB", measured, bed, guest, vtpm)

@@ -137,7 +137,7 @@ def libraries(path, source):
     runs it."""
     done = subprocess.run(["readelf", "-ldW", source], capture_output=True, text=True, check=True)
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", done.stdout)
-    own = [folder.replace("$ORIGIN", os.path.dirname(path))
+    own = [re.sub(r"\$ORIGIN|\$\{ORIGIN\}", os.path.dirname(path), folder)
            for found in re.findall(r"\(R(?:UN)?PATH\).*\[(.*)\]", done.stdout)
            for folder in found.split(":")]
     found = re.findall(r"program interpreter: (.*)\]", done.stdout)

@@ -51,6 +51,11 @@ binascii signal json traceback difflib argparse pprint string
 runpy importlib.util locale gettext ctypes
 """.split()
 
+PYGRUB_PYTHON = """
+os sys string struct tempfile re traceback stat errno copy ctypes ctypes.util logging platform
+resource subprocess curses curses.textpad curses.ascii getopt
+""".split()
+
 SYSTEM_FILES = {
     "/etc/passwd": "root:x:0:0:root:/root:/bin/sh\ntss:x:107:107:TPM:/var/lib/tpm:/bin/false\n",
     "/etc/group": "root:x:0:\ntss:x:107:\n",
@@ -193,11 +198,33 @@ def disk_dom0_image(modules):
     return image
 
 
-def python_files():
-    """The files of the Python modules that the guest needs, as the interpreter itself finds
-    them."""
+def add_device_model(image):
+    """Adds what an HVM guest takes: QEMU, its firmware and Xen's loader of that, and what lets it
+    boot a kernel that xl names."""
+    image.program("/usr/libexec/xen-qemu-system-i386")
+    for path in ("/usr/lib/xen-4.*/boot/hvmloader", "/usr/share/seabios/bios-256k.bin",
+                 "/usr/share/qemu/linuxboot_dma.bin", "/usr/share/qemu/kvmvapic.bin",
+                 "/usr/share/qemu/keymaps/en-us"):
+        for found in glob.glob(ROOT + path):
+            image.file(found.removeprefix(ROOT))
+
+
+def add_pygrub(image):
+    """Adds pygrub, Python for it, and its reader of ext2."""
+    add_programs(image, ["python3"])
+    for path in python_files(PYGRUB_PYTHON):
+        image.program(path)
+    for pattern in ("bin/pygrub", "lib/python/*.so", "lib/python/grub/*.py",
+                    "lib/python/xen/__init__.py", "lib/python/xen/lowlevel/*.*",
+                    "lib/*/xenfsimage/ext2fs*/*.so"):
+        for path in glob.glob(f"{ROOT}/usr/lib/xen-4.*/{pattern}"):
+            image.program(path.removeprefix(ROOT))
+
+
+def python_files(modules):
+    """The files of these Python modules, as the interpreter itself finds them."""
     script = (
-        f"import json,sys,{','.join(GUEST_PYTHON)}\nimport encodings.idna, encodings.ascii,"
+        f"import json,sys,{','.join(modules)}\nimport encodings.idna, encodings.ascii,"
         " encodings.latin_1, unittest.main\nprint(json.dumps([m.__file__ for m in"
         " sys.modules.values() if getattr(m,'__file__',None)]))"
     )
@@ -216,7 +243,7 @@ def guest_image(modules, selftests, ours, hostile):
         image.link(path.removeprefix(ROOT), os.readlink(path))
     dlopened(image, f"/usr/lib/{TARGET.triplet}/libtss2-tcti-device.so.0",
              f"/usr/lib/{TARGET.triplet}/libgcc_s.so.1")
-    for path in python_files():
+    for path in python_files(GUEST_PYTHON):
         # Scripts are those of the root, which is what has compiled them.
         if path.endswith(".so"):
             path = path.replace(ARCHES[HOST].triplet, TARGET.triplet)

@@ -11,6 +11,7 @@ LACKING = {} if TARGET.name == "amd64" else {
     "dom0 on a disk": "its packages would be configured by programs of that architecture",
     "host's TPM": "QEMU's Arm machine was not tried with one",
     "GRUB for Xen": "Debian has none for it",
+    "HVM": "Xen has no device model there",
     "counted time": "QEMU's counting of instructions was not tried there",
 }
 

@@ -88,18 +88,20 @@ class Testbed:
         return f"{self.work}-images/driver.cpio"
 
     def boot(self, vtpms, cpus=1, options="", config="", files=None, guest_files=None,
-             state_disk=None, disks=(), network=None, **machine):
+             state_disk=None, disks=(), network=None, more=None, **machine):
         """Boots Xen and dom0, with more `files`, and starts the backend; it knows the versions of
         `vtpms`. `config` is more of its configuration, for all of them; the vTPMs' state may be on
-        a disk, and `disks` are for guests; `network` is a testbed.two.Network; `machine` is memory
-        and the like."""
-        more = [*(images.DISK_MODULES if state_disk else ()),
-                *(images.BLKBACK_MODULES if disks else ()),
-                *(images.NETWORK_MODULES if network else ())]
+        a disk, and `disks` are for guests; `network` is a testbed.two.Network; `more` adds to
+        dom0's image what else it has; `machine` is memory and the like."""
+        modules = [*(images.DISK_MODULES if state_disk else ()),
+                   *(images.BLKBACK_MODULES if disks else ()),
+                   *(images.NETWORK_MODULES if network else ())]
         options += " bed.state=/dev/vda" if state_disk else ""
-        dom0 = images.dom0_image(images.Modules(self.kernel.modules), build.backend_path(), more)
+        dom0 = images.dom0_image(images.Modules(self.kernel.modules), build.backend_path(), modules)
         if disks:
             images.add_block_script(dom0)
+        if more:
+            more(dom0)
         if network:
             images.add_network(dom0, network.keys)
         dom0.file("/boot/guest.cpio", self.write_guest_image(guest_files))

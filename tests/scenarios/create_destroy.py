@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Guests with a vTPM are made and destroyed again and again: dom0 has the processes, descriptors,
+nodes, mounts, control groups and users' files as before."""
+
+from testbed import backend_resources
+from testbed.report import Failure
+from testbed.toolstack import must_be
+
+SETS = ("deep",)
+VARIANTS = {"500": {"sets": (), "rounds_wanted": 500}}
+
+# What a round may leave elsewhere than in the daemon's own processes.
+LEFT = """
+xenstore-ls -f / | grep -c -e vtpm -e /libxl/
+wc -l </proc/mounts
+find /sys/fs/cgroup -type d | wc -l
+find /run/xen-vtpmd /var/lib/xen-vtpmd | wc -l
+"""
+
+
+def rounds(bed, guest, count):
+    """So many; each time its TPM has been started."""
+    for number in range(1, count + 1):
+        bed.machine.must(f"xl create -p {guest.config}", 120)
+        must_be(bed.machine, "pidof swtpm | wc -w", "1", 30)
+        bed.machine.must(f"xl destroy {guest.name}", 60)
+        if number == 1:
+            must_be(bed.machine, "pidof swtpm | wc -w", "0", 30)
+            before = bed.machine.must(LEFT)
+    must_be(bed.machine, "pidof swtpm | wc -w", "0", 30)
+    after = bed.machine.must(LEFT)
+    if before != after:
+        raise Failure(f"after one round {before.split()}, and after {count} {after.split()}")
+    return f"{count} rounds: {before.split()}"
+
+
+def run(bed, rounds_wanted=40):
+    """The guest's kernel does not run: what is made and removed is the toolstack's and ours."""
+    vtpm = bed.vtpm("2.0")
+    bed.boot([vtpm])
+    idle = backend_resources.holdings(bed.machine)
+    guest = bed.new_guest("again", [vtpm], memory=128, type="'pvh'")
+    guest.write_config()
+    if bed.record("created and destroyed", rounds, bed, guest, rounds_wanted):
+        bed.record("nothing is left in the daemon", backend_resources.same, idle, bed.machine, 30)
