@@ -2,22 +2,15 @@
 """A Debian guest with systemd on a disk, the driver from its packages as README installs it: udev,
 systemd-creds, and a LUKS volume that opens for the measured kernel alone."""
 
-import os
-import re
-
-from testbed import readme, wait
-from testbed.guest import Guest
+from testbed import readme
+from testbed.debian import BOOT_LIMIT, boot, ends, guest, reboots, says
 from testbed.report import Failure
-from testbed.toolstack import serve_disks
 from tools.package import guest_disk
-from tools.package.deb import build_guest_debs
-from tools.steps import TOP, must
+from tools.steps import must
 
 SETS = ("deep",)
 NEEDS = ("dom0 on a disk",)
 
-# A whole Debian takes minutes to boot under emulation.
-BOOT_LIMIT = 600
 SECRET = "/dev/xvdb"
 # Bound to what xl has booted. The passphrase is what a person would type without a TPM. Under
 # emulation udev takes minutes to come to a disk, and systemd waits a minute and a half.
@@ -57,62 +50,46 @@ systemd-creds decrypt --name=word /root/word.cred -
 """
 
 
-def says(guest, script, pattern, limit=120):
-    """The script's output is like this."""
-    found = guest.must(script, limit).strip()
-    if not re.fullmatch(pattern, found, re.DOTALL):
-        raise Failure(f"{script!r} says {found!r}, not {pattern!r}")
-    return found
-
-
-def module(guest):
+def module(debian):
     """Loaded at boot by nobody's hand: ours, not the stock one of the same name."""
-    path = says(guest, "modinfo -n xen-tpmfront", r"/lib/modules/[^/]+/updates/xen-tpmfront\.ko.*")
-    says(guest, "grep -c ^xen_tpmfront /proc/modules", "1")
+    path = says(debian, "modinfo -n xen-tpmfront", r"/lib/modules/[^/]+/updates/xen-tpmfront\.ko.*")
+    says(debian, "grep -c ^xen_tpmfront /proc/modules", "1")
     return path
 
 
-def devices(guest):
+def devices(debian):
     """Owners as tpm-udev has them, and the names of our rules."""
     return says(
-        guest,
+        debian,
         "udevadm settle; stat -c '%n %U:%G %a' /dev/tpm0 /dev/tpmrm0; readlink /dev/tpm-vtpm-0"
         " /dev/tpmrm-vtpm-0",
         "/dev/tpm0 tss:root 660\n/dev/tpmrm0 tss:tss 660\ntpm0\ntpmrm0",
     )
 
 
-def units(guest):
+def units(debian):
     """systemd has started all, and nothing has failed."""
-    says(guest, "systemctl is-system-running --wait || systemctl --failed", "running", 300)
-    return says(guest, "systemd-analyze time | head -n 1", "Startup finished in .*")
+    says(debian, "systemctl is-system-running --wait || systemctl --failed", "running", 300)
+    return says(debian, "systemd-analyze time | head -n 1", "Startup finished in .*")
 
 
-def creds(guest):
+def creds(debian):
     """A credential for this TPM in this state, and not in another."""
-    says(guest, CREDS, "(.*\n)?word")
-    guest.must("tpm2_pcrextend 16:sha256=" + "5b" * 32)
-    done = guest.run("systemd-creds decrypt --name=word /root/word.cred -")
+    says(debian, CREDS, "(.*\n)?word")
+    debian.must("tpm2_pcrextend 16:sha256=" + "5b" * 32)
+    done = debian.run("systemd-creds decrypt --name=word /root/word.cred -")
     if done.code == 0:
         raise Failure("it opens after PCR 16 was extended")
     return done.output.strip()[-100:]
 
 
-def reboots(bed, guest):
-    """By xl, to the same kernel."""
-    bed.machine.must(f"xl reboot -w {guest.name}", 300)
-    guest.wait_ready(anew=True)
-    guest.attach()
-
-
-def other_start(guest):
+def other_start(debian):
     """With another word in its command line the volume stays shut, and the guest boots."""
-    guest.shutdown(300)
-    wait.until(lambda: not guest.alive(), 30, lambda: "the domain is still there")
-    guest.start()
-    says(guest, "grep -c other /proc/cmdline", "1")
-    says(guest, TRIED, "failed", 360)
-    says(guest, "test -e /dev/mapper/secret || echo shut", "shut")
+    ends(debian)
+    debian.start()
+    says(debian, "grep -c other /proc/cmdline", "1")
+    says(debian, TRIED, "failed", 360)
+    says(debian, "test -e /dev/mapper/secret || echo shut", "shut")
 
 
 def prepare():
@@ -122,35 +99,11 @@ def prepare():
 
 def run(bed):
     """One guest, started three times."""
-    folder = f"{bed.work}-images"
-    os.makedirs(folder, exist_ok=True)
-    build_guest_debs([bed.kernel])
-    _, (installs, asks) = readme.commands()
-    disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest", installs)
-    must(["truncate", "-s", "32M", f"{folder}/secret.img"], "guest.log", "no disk")
-    vtpm = bed.vtpm("2.0")
-    bed.boot(
-        [vtpm],
-        dom0_memory=1792,
-        files={"/boot/debian.initrd": initrd},
-        disks=[disk, f"{folder}/secret.img"],
-    )
-    serve_disks(bed.machine)
-
-    def guest(more=""):
-        return Guest(
-            bed.machine,
-            "debian",
-            [vtpm],
-            memory=1024,
-            ramdisk="'/boot/debian.initrd'",
-            disk=["phy:/dev/vda,xvda,w", "phy:/dev/vdb,xvdb,w"],
-            extra=f"'console=hvc0 root=/dev/xvda rw quiet systemd.show_status=false {more}'",
-            on_reboot="'restart'",
-            start_limit=BOOT_LIMIT,
-        )
-
-    debian = guest()
+    secret, vtpm = f"{bed.work}-secret.img", bed.vtpm("2.0")
+    must(["truncate", "-s", "32M", secret], "guest.log", "no disk")
+    boot(bed, [vtpm], [secret])
+    _, (_, asks) = readme.commands()
+    debian = guest(bed, [vtpm])
     bed.record("it boots", debian.start)
     bed.record("the package's module is loaded", module, debian)
     bed.record("names and owners of the devices", devices, debian)
@@ -161,6 +114,6 @@ def run(bed):
     bed.record("xl reboot", reboots, bed, debian)
     bed.record("the volume opens at boot", says, debian, READ_LUKS, "only for this kernel",
                360)
-    other = guest("other")
+    other = guest(bed, [vtpm], "root=/dev/xvda other")
     bed.record("another command line: the volume stays shut", other_start, other)
-    bed.record("it shuts down", other.shutdown, 300)
+    bed.record("it shuts down", ends, other)

@@ -89,9 +89,9 @@ class Guest:
         text = "".join(f"{key}={value}\n" for key, value in known.items())
         self.machine.must(f"cat >{self.config} <<'END'\n{text}END")
 
-    def start(self, before=None):
+    def start(self, before=None, meanwhile=None):
         """Creates the guest and waits until it takes commands. `before` is called when the
-        toolstack has made it, and it has not run."""
+        toolstack has made it, and it has not run; `meanwhile` when it boots."""
         self.write_config()
         # What another guest of this name has said.
         self._lines()
@@ -100,6 +100,8 @@ class Guest:
             before()
             self.machine.must(f"xl unpause {self.name}")
         self.attach()
+        if meanwhile:
+            meanwhile()
         self.wait_ready()
 
     def attach(self):

@@ -61,7 +61,7 @@ class Machine:
         self.patience = 1 if icount is None else 4
         # systemd takes its time, the more so beside another machine.
         self._boot_limit = wait.stretch(BOOT_LIMIT) * self.patience * (2 if disk else 1)
-        self.state_disk = state_disk
+        self.state_disk, self.disks = state_disk, disks
         if state_disk:
             # A write is in the host's memory when dom0 hears of its end, and outlives QEMU.
             self._command += ["-drive", f"file={state_disk},format=raw,if=virtio,cache=unsafe"]

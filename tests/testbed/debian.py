@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A Debian guest with systemd on a disk, the driver from its packages as README installs it: how it
+is made and started, and what it says."""
+
+import os
+import re
+
+from testbed import readme, wait
+from testbed.guest import Guest
+from testbed.report import Failure
+from testbed.toolstack import serve_disks
+from tools.package import guest_disk
+from tools.package.deb import build_guest_debs
+from tools.steps import TOP
+
+# A whole Debian takes minutes to boot under emulation.
+BOOT_LIMIT = 600
+INITRD = "/boot/debian.initrd"
+
+
+def boot(bed, vtpms, disks=(), **how):
+    """Makes the guest's disk, and boots dom0, which serves that as its first disk, with these after
+    it. `how` is for guest_disk.make."""
+    folder = f"{bed.work}-images"
+    os.makedirs(folder, exist_ok=True)
+    build_guest_debs([bed.kernel])
+    _, (installs, _) = readme.commands()
+    disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest", installs, **how)
+    bed.boot(vtpms, dom0_memory=1792, files={INITRD: initrd}, disks=[disk, *disks])
+    serve_disks(bed.machine)
+
+
+def guest(bed, vtpms, options="root=/dev/xvda"):
+    """The guest, with the disks that dom0 serves."""
+    letters = "abcd"[: len(bed.machine.disks)]
+    return Guest(
+        bed.machine,
+        "debian",
+        vtpms,
+        memory=1024,
+        ramdisk=f"'{INITRD}'",
+        disk=[f"phy:/dev/vd{letter},xvd{letter},w" for letter in letters],
+        extra=f"'console=hvc0 rw quiet systemd.show_status=false {options}'",
+        on_reboot="'restart'",
+        start_limit=BOOT_LIMIT,
+    )
+
+
+def says(debian, script, pattern, limit=120):
+    """The script's output is like this."""
+    found = debian.must(script, limit).strip()
+    if not re.fullmatch(pattern, found, re.DOTALL):
+        raise Failure(f"{script!r} says {found!r}, not {pattern!r}")
+    return found
+
+
+def reboots(bed, debian):
+    """By xl, to the same kernel."""
+    bed.machine.must(f"xl reboot -w {debian.name}", 300)
+    debian.wait_ready(anew=True)
+    debian.attach()
+
+
+def ends(debian):
+    """It shuts down, and xl takes it away."""
+    debian.shutdown(300)
+    wait.until(lambda: not debian.alive(), 30, lambda: "the domain is still there")
