@@ -13,12 +13,13 @@ from testbed.guest import Vtpm
 from testbed.report import Failure
 from testbed.toolstack import must_be
 
+# In no set: the native tests kill 200 times. One guest here lives through fifty, too.
 SETS = ()
 # How often what is killed: a few of each, under less load, which takes less time.
 FEW = {"manager": 1, "worker": 1, "restart": 1, "closed": 1, "first start": 1}
 # One guest lives through fifty, with an NV counter in both TPMs.
 FIFTY = {"manager": 13, "worker": 15, "io": 8, "restart": 7, "closed": 3, "first start": 4}
-VARIANTS = {"50": {"sets": ("deep",), "plan": FIFTY, "version": "2.0", "pause": 0}}
+VARIANTS = {"50": {"sets": (), "plan": FIFTY, "version": "2.0", "pause": 0}}
 
 STATE = "/var/lib/xen-vtpmd"
 ATTACH_LIMIT = 15

@@ -28,7 +28,7 @@ def cycles(bed, guest, count):
     return f"{count} cycles"
 
 
-def run(bed, count=12):
+def run(bed, count=8):
     """Two processors, since it is there that the device gets lost."""
     count = ON_DEBUG if bed.debug else count
     vtpm = bed.vtpm("2.0")

@@ -17,7 +17,7 @@ SETS = ("deep",)
 
 # So many copies of the disk of a machine that is stopped for a moment, which are what SIGKILL of
 # QEMU leaves there, and so many real ones, after which dom0 boots.
-MOMENTS = 50
+MOMENTS = 30
 REBOOTS = 3
 # A daemon that makes nothing durable is found after so many moments at most.
 UNSYNCED = 10

@@ -5,7 +5,8 @@ nothing is left over."""
 from testbed import guest_resources
 from testbed.toolstack import save_and_restore
 
-SETS = ("deep",)
+# In no set: random_lifecycle saves and restores, too, and looks for what is left.
+SETS = ()
 NEEDS = ("save",)
 
 TIMES = 10
