@@ -8,8 +8,7 @@ from testbed.guest_checks import IMA_POLICY
 from testbed.report import Failure
 from testbed.toolstack import migrate_here
 
-# In no set: it has not run yet.
-SETS = ()
+SETS = ("deep",)
 KERNEL = "intree"
 NEEDS = ("save",)
 
