@@ -11,22 +11,25 @@ from testbed.report import Failure
 from testbed.toolstack import serve_disks
 from tools.package import guest_disk
 from tools.package.deb import build_guest_debs
-from tools.steps import TOP
+from tools.steps import TOP, must
 
 # A whole Debian takes minutes to boot under emulation.
 BOOT_LIMIT = 600
 INITRD = "/boot/debian.initrd"
 
 
-def boot(bed, vtpms, disks=(), **how):
-    """Makes the guest's disk, and boots dom0, which serves that as its first disk, with these after
-    it. `how` is for guest_disk.make."""
+def boot(bed, vtpms, empty=(), **how):
+    """Makes the guest's disk, and boots dom0, which serves that as its first disk, with empty ones
+    of these sizes after it. `how` is for guest_disk.make."""
     folder = f"{bed.work}-images"
     os.makedirs(folder, exist_ok=True)
     build_guest_debs([bed.kernel])
     _, (installs, _) = readme.commands()
     disk, initrd = guest_disk.make(folder, bed.kernel, f"{TOP}/tests/guest", installs, **how)
-    bed.boot(vtpms, dom0_memory=1792, files={INITRD: initrd}, disks=[disk, *disks])
+    disks = [disk, *(f"{folder}/{number}.img" for number, _ in enumerate(empty, 1))]
+    for path, size in zip(disks[1:], empty):
+        must(["truncate", "-s", size, path], "guest.log", "no disk")
+    bed.boot(vtpms, dom0_memory=1792, files={INITRD: initrd}, disks=disks)
     serve_disks(bed.machine)
 
 
