@@ -143,8 +143,8 @@ def resolve():
     return sorted((kernel for _, kernel in best.values()), key=lambda kernel: kernel.number)
 
 
-def update_index():
-    """Reads the archive's index anew."""
+def update_index(retries):
+    """Reads the archive's index anew. Apt waits before each retry, from one second to thirty."""
     must(
         [
             "apt-get",
@@ -152,6 +152,8 @@ def update_index():
             "update",
             "-o",
             "Acquire::http::Timeout=20",
+            "-o",
+            f"Acquire::Retries={retries}",
             "-o",
             "APT::Update::Error-Mode=any",
         ],
@@ -391,7 +393,9 @@ def resolved():
     if age is None or age > FRESH or os.environ.get("COLD"):
         try:
             with step("reading the archive's index"):
-                update_index()
+                # Where there is nothing else to go on with, an archive that is away for a minute is
+                # waited for.
+                update_index(6 if age is None else 1)
                 found = {
                     "kernels": [dataclasses.asdict(kernel) for kernel in resolve()],
                     "xen": versions(XEN)[0],
