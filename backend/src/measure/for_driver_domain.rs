@@ -115,14 +115,14 @@ fn measure(domain: u16, id: Id, run_dir: PathBuf) -> Result<(), xen::Error> {
     });
     match digests(&store, id, &run_dir, &give_up) {
         Ok((cmdline, kernel, initrd)) => {
-            let mut nodes = vec![(FOLDER, ""), (CMDLINE, &*cmdline), (KERNEL, &*kernel)];
+            let mut nodes = vec![(CMDLINE, &*cmdline), (KERNEL, &*kernel)];
             nodes.extend(initrd.as_deref().map(|initrd| (INITRD, initrd)));
             write(&nodes)?;
         }
         // Paths of dom0's are not for whom can read it there.
         Err(reason) => {
             log::warn!(vtpm:% = id; "domain {domain} cannot measure the guest: {reason}");
-            write(&[(FOLDER, ""), (NOT_MEASURED, "see dom0's log")])?;
+            write(&[(NOT_MEASURED, "see dom0's log")])?;
         }
     }
     Ok(())
