@@ -10,7 +10,7 @@ import time
 from testbed import wait
 from testbed.report import Failure
 from testbed.toolstack import must_be
-from testbed.two import GUEST_MEMORY, MIGRATION_LIMIT, STATES, hosts, small_states
+from testbed.two import GUEST_MEMORY, MIGRATION_LIMIT, STATES, hosts, pids, small_states
 
 SETS = ("deep",)
 NEEDS = ("save",)
@@ -18,18 +18,14 @@ NEEDS = ("save",)
 # What fails, when, on which hosts, by what script, and where xl may leave the guest.
 Row = collections.namedtuple("Row", "what step hosts script ends")
 
-# The processes PROGRAM that have WORD as an argument. A guest that has come is looked after by an
-# `xl migrate-receive`.
-PIDS = "$(grep -lzx {1} $(pidof {0} | sed 's,[0-9][0-9]*,/proc/&/cmdline,g') | cut -d/ -f3)"
-
 
 def kill(program, word):
     """The script that kills such processes; there has to be one."""
-    return f"kill -9 {PIDS.format(program, word)}"
+    return f"kill -9 {pids(program, word)}"
 
 
 # Stops the destination's xl when the TPM has arrived: the guest is suspended then.
-RECEIVING_XL = PIDS.format("xl", "migrate-receive")
+RECEIVING_XL = pids("xl", "migrate-receive")
 HOLD = (
     f"(until grep -q arrived {STATES}/*.migration; do sleep 0.02; done; kill -STOP {RECEIVING_XL};"
     " echo held >/run/held) >/dev/null 2>&1 &"
@@ -101,7 +97,8 @@ def ended(source):
     """Waits until the migration has ended, also if xl has been left alone; what it has said."""
     machine = source.machine
     must_be(machine, "grep -c '^ended with' /run/migrate", "1", MIGRATION_LIMIT)
-    must_be(machine, f"echo {PIDS.format('xl', 'migrate')}", "", MIGRATION_LIMIT)
+    # A guest that has come is looked after by an `xl migrate-receive`, which stays.
+    must_be(machine, f"echo {pids('xl', 'migrate')}", "", MIGRATION_LIMIT)
     return machine.must("cat /run/migrate")
 
 

@@ -22,6 +22,12 @@ STATES = "/var/lib/xen-vtpmd"
 MIGRATION_LIMIT = 600
 
 
+def pids(program, word):
+    """For a shell: the processes of a program that have a word as an argument."""
+    return (f"$(grep -lzx {word} $(pidof {program} | sed 's,[0-9][0-9]*,/proc/&/cmdline,g')"
+            " | cut -d/ -f3)")
+
+
 @dataclasses.dataclass
 class Network:
     """Where a machine is connected, and the folder with the keys of both."""
