@@ -79,7 +79,7 @@ STATES = {
 }
 # The others are reached slowly, or were never left slowly.
 QUICK = ("silent", "wedged")
-# Forty times unbound and bound, and unbound and unloaded in every state that there is.
+# Sixteen times unbound and bound, and unbound and unloaded in every state that there is.
 VARIANTS = {"deep": {"sets": ("deep",), "count": 16, "states": tuple(STATES)}}
 
 

@@ -144,7 +144,7 @@ def resolve():
 
 
 def update_index(retries):
-    """Reads the archive's index anew. Apt waits before each retry, from one second to thirty."""
+    """Updates the archive's index. Apt waits before each retry, from one second to thirty."""
     must(
         [
             "apt-get",
