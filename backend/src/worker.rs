@@ -179,6 +179,8 @@ struct Worker {
     held_for_save: bool,
     /// The TPM was sent to another host: when to look whether the guest goes on here.
     departed: Option<Instant>,
+    /// By the last look it does not.
+    suspended: bool,
     last_error: Option<LastError>,
     failed_in_this_life: bool,
     /// The manager wants it to end.
@@ -250,6 +252,7 @@ impl Worker {
             revive: Backoff::resumed(REVIVE, revivals),
             held_for_save: false,
             departed: None,
+            suspended: false,
             last_error: None,
             failed_in_this_life: false,
             stopping: false,
@@ -350,7 +353,8 @@ impl Worker {
             Step::TakeOver => return self.take_over(facts),
             // InitWait is still to be shown for a while, or the TPM is not up yet.
             Step::Connect if self.deadline.is_some() || !self.is_free() => self.guest_waits(),
-            Step::Recheck if !self.is_free() => (),
+            // A suspended guest sends nothing, and what a connection takes would be downtime.
+            Step::Recheck if !self.is_free() || self.suspended => (),
             Step::Connect | Step::Recheck => return self.connect(),
             Step::FollowClosing => self.stage = Stage::Closing,
             Step::WaitAgain => {

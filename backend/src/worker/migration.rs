@@ -113,6 +113,7 @@ impl Worker {
         if packed.is_ok() {
             log::info!("packed for {peer}");
             self.departed = Some(Instant::now() + WATCH);
+            self.suspended = true;
         }
         (packed, outcome)
     }
@@ -150,6 +151,7 @@ impl Worker {
         if let Err(e) = &in_doubt {
             log::warn!("{e}");
         }
+        self.suspended = in_doubt == Ok(true);
         self.departed = (in_doubt != Ok(false)).then(|| now + WATCH);
     }
 }
