@@ -19,6 +19,9 @@ use crate::xenbus::{BusState, Id, Paths};
 /// How often the state is asked for. NFS carries each attempt to the server.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// How often one that has arrived is, as long as its guest does not run: what that takes would be downtime.
+const ARRIVED_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a guest that wants its TPM waits for the state.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -36,11 +39,20 @@ pub(super) struct Blocked {
 
 impl Blocked {
     pub(super) fn new(asked: Option<Version>, brought_by: Option<String>) -> Self {
-        Self {
+        let mut this = Self {
             asked,
-            next: Instant::now() + PAUSE,
+            next: Instant::now(),
             limit: None,
             brought_by,
+        };
+        this.next += this.pause();
+        this
+    }
+
+    fn pause(&self) -> Duration {
+        match (&self.brought_by, self.limit) {
+            (Some(_), None) => ARRIVED_PAUSE,
+            _ => PAUSE,
         }
     }
 }
@@ -131,7 +143,7 @@ impl Worker {
         let (Power::Blocked(blocked), Some(uuid)) = (&mut self.power, &self.uuid) else {
             return None;
         };
-        blocked.next = now + PAUSE;
+        blocked.next = now + blocked.pause();
         let taken = match &blocked.brought_by {
             None => Held::take(&self.config, uuid, blocked.asked),
             Some(migration) => {

@@ -25,8 +25,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long a command of the guest's may take that is under way when it is suspended.
 const COMMAND: Duration = Duration::from_secs(6);
 
-/// How often a source looks whether its guest goes on.
-const WATCH: Duration = Duration::from_millis(200);
+/// How often a source looks whether its guest goes on. Where it does not, that is downtime.
+const WATCH: Duration = Duration::from_millis(500);
 
 fn unread(uuid: &Uuid, e: &std::io::Error) -> state::Error {
     state::Error::Marked(format!("vTPM {uuid}: {uuid}.migration: {e}"))

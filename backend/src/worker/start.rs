@@ -95,7 +95,8 @@ impl Worker {
     /// Whether the guest boots, so that no saved state is for it, or is restored; `None` where that is not known. It
     /// can be seen only before the guest runs, which is until InitWait is shown.
     fn guest_boots(&self) -> Result<Option<bool>, Failure> {
-        let initialising = self.facts()?.own == Some(BusState::Initialising);
+        let own = self.store.read(&self.paths.backend("state"))?;
+        let initialising = own == Some(BusState::Initialising.to_string());
         // A driver domain cannot ask, and saves no guests.
         if !initialising || self.own_domid != 0 {
             return Ok(None);
