@@ -74,6 +74,10 @@ pub fn on_change(store: &Store, run_dir: &Path, path: &str) -> Result<(), xen::E
         let Some(domain) = store.read(&node)?.and_then(|path| driver_domain(&path, id)) else {
             continue;
         };
+        // A manager that starts finds all of them, and most have been measured.
+        if is_told(&Paths::new(domain, id), |node| store.read(node))? {
+            continue;
+        }
         let run_dir = run_dir.to_owned();
         let hash = move || {
             if let Err(e) = measure(domain, id, run_dir) {
@@ -88,15 +92,24 @@ pub fn on_change(store: &Store, run_dir: &Path, path: &str) -> Result<(), xen::E
     Ok(())
 }
 
+/// Whether the driver domain has been told.
+fn is_told(
+    paths: &Paths,
+    read: impl Fn(&str) -> Result<Option<String>, xen::Error>,
+) -> Result<bool, xen::Error> {
+    Ok(read(&paths.backend(CMDLINE))?.is_some() || read(&paths.backend(NOT_MEASURED))?.is_some())
+}
+
 /// Hashes what the guest boots, and tells the driver domain.
 fn measure(domain: u16, id: Id, run_dir: PathBuf) -> Result<(), xen::Error> {
     let store = Rc::new(Store::open()?);
     let paths = Paths::new(domain, id);
     let write = |nodes: &[(&str, &str)]| {
         store.transaction(|store| {
-            let has = |node| Ok::<_, xen::Error>(store.read(&paths.backend(node))?.is_some());
             // Not into a directory that was removed meanwhile, and not twice: the worker has read it.
-            if !has("state")? || has(CMDLINE)? || has(NOT_MEASURED)? {
+            if store.read(&paths.backend("state"))?.is_none()
+                || is_told(&paths, |node| store.read(node))?
+            {
                 return Ok(false);
             }
             for (node, value) in nodes {
