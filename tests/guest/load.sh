@@ -102,7 +102,7 @@ check_loads_without_an_answer() {
 	start=$(cut -d. -f1 /proc/uptime)
 	load_driver
 	took=$(($(cut -d. -f1 /proc/uptime) - start))
-	[ $took -le $((60 * host)) ] || fail "modprobe took $took s"
+	[ $took -le $((60 * HOST)) ] || fail "modprobe took $took s"
 	[ ! -e /dev/tpm0 ] || fail "there is a TPM, though nobody answers"
 	echo "modprobe took $took s"
 }

@@ -10,7 +10,7 @@ def run(bed):
     vtpm = bed.vtpm("2.0")
     bed.boot([vtpm])
     with bed.guest("late", [vtpm]) as guest:
-        bed.machine.must("kill -STOP $(cat /run/xen-vtpmd.pid)")
+        bed.machine.must("kill -STOP $(pidof xen-vtpmd)")
         bed.checks(guest, "loads_without_an_answer", limit=120)
-        bed.machine.must("kill -CONT $(cat /run/xen-vtpmd.pid)")
+        bed.machine.must("kill -CONT $(pidof xen-vtpmd)")
         bed.checks(guest, "module_loads", "ima_has_none_of_a_module")

@@ -31,7 +31,9 @@ def run(bed):
     )
     # xl wants a backend to make the guest.
     bed.record(
-        "a guest boots without a backend", guest.start, lambda: bed.stop_backend("kill -9 $pid")
+        "a guest boots without a backend",
+        guest.start,
+        lambda: bed.stop_backend("kill -9 $(pidof xen-vtpmd)"),
     )
     bed.checks(guest, "loads_without_an_answer", limit=LOADS)
     bed.record("the TPM comes with the backend", comes, bed, guest)

@@ -11,7 +11,7 @@ KERNEL = "intree"
 # When the guest has offered its page, the backend, which was stopped before the guest ran, sleeps
 # on for a while.
 LATE = """
-daemon=$(cat /run/xen-vtpmd.pid)
+daemon=$(pidof xen-vtpmd)
 kill -STOP $daemon
 state=/local/domain/$(xl domid {name})/device/vtpm/0/state
 (

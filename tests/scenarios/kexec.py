@@ -29,7 +29,7 @@ LIMIT = 30
 def boots(bed, guest, left, state):
     """Made, but not started, before its states are written; xenbus says what it finds."""
     def before():
-        bed.stop_backend("kill -9 $pid")
+        bed.stop_backend("kill -9 $(pidof xen-vtpmd)")
         bed.machine.must(NODES.format(name=guest.name) + left)
         bed.start_backend()
 
