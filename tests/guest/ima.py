@@ -22,6 +22,8 @@ BANKS = {"1.2": {"sha1": None}, "2.0": {"sha1": 0x04, "sha256": 0x0b}}
 READERS = 4
 # What ends `churn`, and what `caught_up` knows.
 CHURN_STOP, CAUGHT_UP = "/run/churn.stop", "/run/caught-up.json"
+# Whose files are appraised, and with what an HMAC of EVM's begins: security/integrity/integrity.h.
+APPRAISED, EVM_XATTR_HMAC = 4712, 2
 # Of one kill at most so many measurements are not in the PCR.
 MISSING = 2
 
@@ -321,6 +323,47 @@ def violation(folder):
             other.read()
     assert count("violations") > before, "no violation is counted"
     replay()
+
+
+def appraisal(mounted, disk):
+    """A file that was changed on the disk, and the digest beside it, is refused; another is read.
+    Only who has the key makes `security.evm`."""
+    names = [f"{mounted}/appraised/{name}" for name in ("kept", "changed")]
+    texts = [os.urandom(32).hex().encode() for _ in names]
+    os.mkdir(f"{mounted}/appraised")
+    os.chown(f"{mounted}/appraised", APPRAISED, APPRAISED)
+    os.seteuid(APPRAISED)
+    for name, text in zip(names, texts):
+        with open(name, "wb") as file:
+            file.write(text)
+    os.seteuid(0)
+    for name in names:
+        assert os.getxattr(name, "security.evm")[0] == EVM_XATTR_HMAC, f"{name} has no HMAC"
+        whole(name)
+    forged = texts[1][::-1]
+    assert os.system(f"umount {mounted}") == 0
+    with open(disk, "r+b") as file:
+        data = file.read()
+        for old, new in ((texts[1], forged),
+                         (hashlib.sha256(texts[1]).digest(), hashlib.sha256(forged).digest())):
+            assert data.count(old) == 1, f"{disk} has it {data.count(old)} times"
+            file.seek(data.index(old))
+            file.write(new)
+    assert os.system(f"mount -t ext2 -o loop {disk} {mounted}") == 0
+    assert whole(names[0]) == texts[0]
+    digest = os.getxattr(names[1], "security.ima")[2:]
+    assert digest == hashlib.sha256(forged).digest(), "IMA alone would refuse it"
+    try:
+        found = whole(names[1])
+    except PermissionError:
+        return
+    raise AssertionError(f"{found!r} is read in place of {texts[1]!r}")
+
+
+def whole(name):
+    """A file's content."""
+    with open(name, "rb") as file:
+        return file.read()
 
 
 if __name__ == "__main__":

@@ -95,6 +95,13 @@ check_evm_by_a_trusted_key() {
 	is "evm" $(($(cat /sys/kernel/security/evm) & 1)) 1
 }
 
+# With that key: what was changed on the disk while the guest did not look is refused, whatever digest it has.
+check_ima_appraisal() {
+	measured
+	echo 'appraise func=FILE_CHECK fowner=4712' >$ima/policy
+	python /bed/ima.py appraisal /mnt /tmp/disk
+}
+
 # The backend came too late: IMA goes on without a TPM, and the TPM is there for all who look for it later.
 check_ima_came_too_early() {
 	dmesg | grep -q 'has no vTPM for us yet' || fail "the driver does not say that it went on without the backend"

@@ -8,7 +8,7 @@ SETS = ("intree",)
 KERNEL = "intree"
 VARIANTS = {"deep": {"sets": ("deep",), "load": "ima_load_5000"}}
 
-KEYS = ("trusted_keys", "evm_by_a_trusted_key")
+KEYS = ("trusted_keys", "evm_by_a_trusted_key", "ima_appraisal")
 
 
 def run(bed, load="ima_load_500"):
