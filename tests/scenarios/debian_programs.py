@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What users of a TPM have in a Debian guest: tpm2-abrmd, tpm2-openssl, ssh by tpm2-pkcs11 and
-rng-tools; with a TPM 1.2 tcsd by its unit and tpm-tools, through a reboot."""
+"""What users of a TPM have in a Debian guest: tpm2-abrmd, tpm2-openssl, ssh by tpm2-pkcs11, fwupd
+and rng-tools; with a TPM 1.2 tcsd by its unit and tpm-tools, through a reboot."""
 
 from testbed.debian import boot, ends, guest, reboots, says
 from tools.package import guest_disk
@@ -10,7 +10,7 @@ NEEDS = ("dom0 on a disk",)
 
 PROGRAMS = {
     "2.0": "tpm2-abrmd,libtss2-tcti-tabrmd0,tpm2-openssl,libtpm2-pkcs11-1,libtpm2-pkcs11-tools,"
-           "openssh-server,openssh-client,rng-tools5",
+           "openssh-server,openssh-client,rng-tools5,fwupd",
     "1.2": "trousers,tpm-tools",
 }
 # In no set: tpm_functions has the same tools without systemd.
@@ -46,10 +46,12 @@ echo tpm-rng-0 >/sys/class/misc/hw_random/rng_current
 cat /sys/class/misc/hw_random/rng_current
 rngtest -c 1 </dev/hwrng 2>&1 | grep -c 'bits received from input: 20032'
 """
+FWUPD = "fwupdtool get-devices --plugins tpm 2>&1"
 TOOLS_20 = (
     ("tpm2-abrmd", ABRMD, "[0-9a-f]{32}\nactive"),
     ("tpm2-openssl signs", OPENSSL, "-+BEGIN TSS2 PRIVATE KEY-+\nSignature Verified Successfully"),
     ("ssh with a key of tpm2-pkcs11", SSH, ".*in by the TPM"),
+    ("fwupd", FWUPD, r".*TPM:.*MOD_SWTPM&VER_2\.0.*"),
     ("rng-tools", RANDOM, "tpm-rng-0\n1"),
 )
 OWN = """
