@@ -8,12 +8,19 @@ import re
 from testbed import wait
 from testbed.debian import BOOT_LIMIT, boot, ends, guest, reboots
 from testbed.report import Failure
+from testbed.toolstack import migrate_here, save_and_restore
 from tools.package import guest_disk
 
 SETS = ("deep",)
 NEEDS = ("dom0 on a disk",)
-VARIANTS = {"by_systemd": {"sets": ("deep",), "unlocked": guest_disk.BY_SYSTEMD}}
+VARIANTS = {
+    "by_systemd": {"sets": ("deep",), "unlocked": guest_disk.BY_SYSTEMD},
+    # In no set: what it adds is the same again, and takes a quarter of an hour.
+    "10_reboots": {"sets": (), "reboots_wanted": 10},
+}
 
+# Of a guest that is saved into dom0's memory, and is there twice when it migrates (MiB).
+MOVED_MEMORY = 768
 ASKS = re.compile(rb"[Pp]lease (unlock|enter passphrase for) disk")
 KEY = f"echo -n {guest_disk.PASSPHRASE} >/run/passphrase; "
 # Bound to what xl has booted: the kernel in PCR 4, its command line and the initrd in PCR 5.
@@ -68,24 +75,40 @@ def is_unlocked(bed, debian, console):
     return "asked first" if console.has_asked() else "not asked"
 
 
+def often(bed, debian, console, count):
+    """It reboots when it was saved and restored, when it has migrated, and so many times."""
+    bed.record("it is saved and restored", save_and_restore, bed, debian)
+    bed.record("and reboots: it is unlocked", is_unlocked, bed, debian, console)
+    bed.record("xl migrate", migrate_here, bed.machine, debian)
+    bed.record("it has its TPM", debian.must, "tpm2_getrandom --hex 8")
+    debian.forget_migration()
+    bed.record("and reboots after that: it is unlocked", is_unlocked, bed, debian, console)
+    for number in range(1, count + 1):
+        bed.record(f"reboot {number}: it is unlocked", is_unlocked, bed, debian, console)
+
+
 def prepare():
     """What is not made on the testbed."""
     guest_disk.base()
 
 
-def run(bed, unlocked=guest_disk.BY_CLEVIS):
-    """One guest, started three times; the backend is restarted once."""
+def run(bed, unlocked=guest_disk.BY_CLEVIS, reboots_wanted=1):
+    """One guest, started three times; the backend is restarted once. Xen as Debian builds it
+    migrates no PV guest."""
+    more = {"type": "'pvh'", "memory": MOVED_MEMORY} if reboots_wanted > 1 else {}
     vtpm = bed.vtpm("2.0")
     boot(bed, [vtpm], unlocked=unlocked)
     options = f"root=/dev/mapper/root {unlocked[1]}"
-    debian = guest(bed, [vtpm], options)
+    debian = guest(bed, [vtpm], options, **more)
     console = Console(debian)
     bed.record("unbound: it asks for the passphrase", asks, debian, console)
     bed.record("the root is bound to PCRs 4 and 5", debian.must, KEY + BIND[unlocked], 300)
     bed.stop_backend()
     bed.start_backend()
     bed.record("xl reboot: it is unlocked", is_unlocked, bed, debian, console)
+    if more:
+        often(bed, debian, console, reboots_wanted)
     bed.record("it shuts down", ends, debian)
-    other = guest(bed, [vtpm], f"{options} other")
+    other = guest(bed, [vtpm], f"{options} other", **more)
     bed.record("another command line: it asks for the passphrase", asks, other, Console(other))
     bed.record("and shuts down", ends, other)

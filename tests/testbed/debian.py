@@ -33,19 +33,19 @@ def boot(bed, vtpms, empty=(), **how):
     serve_disks(bed.machine)
 
 
-def guest(bed, vtpms, options="root=/dev/xvda"):
-    """The guest, with the disks that dom0 serves."""
+def guest(bed, vtpms, options="root=/dev/xvda", **more):
+    """The guest, with the disks that dom0 serves. There may be `more` of its configuration."""
     letters = "abcd"[: len(bed.machine.disks)]
     return Guest(
         bed.machine,
         "debian",
         vtpms,
-        memory=1024,
         ramdisk=f"'{INITRD}'",
         disk=[f"phy:/dev/vd{letter},xvd{letter},w" for letter in letters],
         extra=f"'console=hvc0 rw quiet systemd.show_status=false {options}'",
         on_reboot="'restart'",
         start_limit=BOOT_LIMIT,
+        **{"memory": 1024, **more},
     )
 
 

@@ -3,6 +3,7 @@
 
 import base64
 import dataclasses
+import os
 import re
 import time
 
@@ -72,10 +73,15 @@ class Guest:
                 f"backend={vtpm.backend},uuid={vtpm.uuid}" for vtpm in self.vtpms
             ]
         self.config = f"/run/{name}.cfg"
-        self.log = f"{machine.share}/console/guest-{name}.log"
+        self.log = self.own_log
         self._offset = 0
         self._tty = None
         self._partial = ""
+
+    @property
+    def own_log(self):
+        """Where its console is when it was made under its own name."""
+        return f"{self.machine.share}/console/guest-{self.name}.log"
 
     @property
     def create(self):
@@ -120,6 +126,10 @@ class Guest:
         if self.log != log:
             self.log, self._offset, self._partial = log, 0, ""
         self.attach()
+
+    def forget_migration(self):
+        """The toolstack is about to make it anew, under its own name."""
+        self.log, self._offset, self._partial = self.own_log, os.path.getsize(self.own_log), ""
 
     def wait_ready(self, anew=False):
         """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a
