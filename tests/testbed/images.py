@@ -41,7 +41,9 @@ tcsd tpm_version tpm_takeownership tpm_getpubek tpm_sealdata tpm_unsealdata tpm_
 tpm2 keyctl openssl evmctl sha1sum sha256sum setpriv python3 bash
 """.split()
 
-GUEST_MODULES = "xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc xen-evtchn".split()
+GUEST_MODULES = """
+xen-tpmfront encrypted-keys trusted tpm vtpm_proxy xen-gntalloc xen-evtchn loop dm-crypt xts
+""".split()
 
 # What the selftests of the kernel and our own checks import.
 GUEST_PYTHON = """
