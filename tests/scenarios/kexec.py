@@ -4,6 +4,7 @@ ends, to a kernel that is gone. It works all the same. One that is shown as clos
 somebody says that it is new."""
 
 import base64
+import json
 import time
 
 from testbed import wait
@@ -28,7 +29,13 @@ LIMIT = 30
 
 def boots(bed, guest, left, state):
     """Made, but not started, before its states are written; xenbus says what it finds."""
+    def is_up():
+        status = json.loads(bed.machine.must("xen-vtpmd status --json"))
+        return [vtpm for vtpm in status["vtpms"] if vtpm["pid"]]
+
     def before():
+        # A TPM that was not up yet has served no kernel.
+        wait.until(is_up, 60, "no TPM is up")
         bed.stop_backend("kill -9 $(pidof xen-vtpmd)")
         bed.machine.must(NODES.format(name=guest.name) + left)
         bed.start_backend()
