@@ -25,7 +25,6 @@ def goes_down(bed, guest):
 def comes_back(_, guest):
     """It is there again, as another domain."""
     guest.wait_ready(anew=True)
-    guest.attach()
 
 
 def run(bed):

@@ -28,7 +28,6 @@ def reboots(bed, guest):
     old = bed.machine.must(f"xl domid {guest.name}").strip()
     bed.machine.must(f"xl reboot {guest.name}")
     guest.wait_ready(anew=True)
-    guest.attach()
     new = bed.machine.must(f"xl domid {guest.name}").strip()
     if old == new:
         raise Failure("it is the same domain")

@@ -61,7 +61,6 @@ def reboots(bed, debian):
     """By xl, to the same kernel."""
     bed.machine.must(f"xl reboot -w {debian.name}", 300)
     debian.wait_ready(anew=True)
-    debian.attach()
 
 
 def ends(debian):

@@ -133,8 +133,10 @@ class Guest:
 
     def wait_ready(self, anew=False):
         """Waits until the guest takes commands. With `anew` the toolstack makes it again: for a
-        while there is none of that name."""
+        while there is none of that name, and then it has another console."""
         self._wait(lambda line: "@@ready" in line, self._start_limit, "start", anew)
+        if anew:
+            self.attach()
         # Not by the command line, which is measured: it is the same on every host.
         self.type(f"slowness {self._slowness} {self._host}")
 
