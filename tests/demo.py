@@ -11,6 +11,7 @@ from testbed.guest import Guest
 from testbed.lacking import lacking
 from testbed.machine import BedError
 from testbed.picture import Picture
+from testbed.toolstack import MIGRATE_HERE
 from tools.steps import BUILD, step
 
 # README has a copy of it.
@@ -102,7 +103,7 @@ MOVED = (
 MIGRATION = (
     (
         "the guest migrates, here to the same host",
-        "xl migrate -s '' tpm20 'xl migrate-receive' 2>&1 | tail -n 2; xl list",
+        f"{MIGRATE_HERE.format('tpm20')} | tail -n 2; xl list",
     ),
 )
 
@@ -123,7 +124,7 @@ def show(name, run, scenes, picture=None):
             picture.add(f"{name}: {title}", script, lines)
 
 
-def in_guest(guest):
+def runs_in(guest):
     """What runs a script there."""
     def run(script):
         done = guest.run(script)
@@ -134,15 +135,15 @@ def in_guest(guest):
 def second_guest(bed, guest):
     """What the one with the TPM 2.0 shows."""
     picture, dom0 = Picture(), functools.partial(bed.machine.run, limit=300)
-    show(guest.name, in_guest(guest), LOADED, picture)
+    show(guest.name, runs_in(guest), LOADED, picture)
     guest.must("until [ -c /dev/tpmrm0 ]; do sleep 0.1; done")
-    show(guest.name, in_guest(guest), NEW, picture)
+    show(guest.name, runs_in(guest), NEW, picture)
     show("dom0", dom0, FILE, picture)
-    show(guest.name, in_guest(guest), SEALED, picture)
+    show(guest.name, runs_in(guest), SEALED, picture)
     if not lacking("save"):
         show("dom0", dom0, MIGRATION, picture)
         guest.migrated()
-    show(guest.name, in_guest(guest), MOVED, picture)
+    show(guest.name, runs_in(guest), MOVED, picture)
     with open(PICTURE, "w", encoding="utf-8") as file:
         file.write(picture.svg())
 
@@ -176,7 +177,7 @@ def run(bed, shell_in):
             with step(f"starting a guest with a TPM {what} by 'xl create'"):
                 guest.start()
         print(bed.machine.must("xl list; xl vtpm-list tpm12; xl vtpm-list tpm20"))
-        show(first.name, in_guest(first), OLD)
+        show(first.name, runs_in(first), OLD)
         second_guest(bed, second)
         if shell_in:
             shell(bed.machine, second, shell_in)
