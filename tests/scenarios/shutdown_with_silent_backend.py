@@ -22,11 +22,6 @@ def goes_down(bed, guest):
     return f"after {time.monotonic() - start:.1f} s"
 
 
-def comes_back(_, guest):
-    """It is there again, as another domain."""
-    guest.wait_ready(anew=True)
-
-
 def run(bed):
     """With xen-vtpmd stopped nobody answers, and nobody closes."""
     vtpm = bed.vtpm("2.0")
@@ -40,9 +35,9 @@ def run(bed):
         bed.machine.must("kill -STOP $(pidof xen-vtpmd)")
         bed.record("reboots while the backend is silent", goes_down, bed, guest)
         bed.machine.must("kill -CONT $(pidof xen-vtpmd)")
-        bed.record("comes back", comes_back, bed, guest)
+        bed.record("comes back", guest.wait_ready, True)
         # The guest could not send TPM2_Shutdown; the daemon does when it ends the TPM.
         bed.checks(guest, "module_loads", "orderly")
         bed.machine.must(f"xl reboot {guest.name}")
-        bed.record("reboots", comes_back, bed, guest)
+        bed.record("reboots", guest.wait_ready, True)
         bed.checks(guest, "module_loads", "orderly")
