@@ -108,13 +108,13 @@ def downtime(guest, source, target, command):
 def cost(bed, other, guest, plain):
     """The downtime of the guest with a vTPM beside that of one without, and where the TPM's part of
     it goes, as a text."""
-    hosts_of, found = [bed, other], []
+    hosts_of, alone, both, steps = [bed, other], [], [], []
     for _ in range(SAMPLES):
-        found.append((downtime(plain, *hosts_of, "xl migrate"),
-                      downtime(guest, *hosts_of, "xen-vtpmd migrate")))
+        alone.append(round(downtime(plain, *hosts_of, "xl migrate")[0], 2))
+        silent, said = downtime(guest, *hosts_of, "xen-vtpmd migrate")
+        both.append(round(silent, 2))
+        steps.append([float(step) for step in re.search(STEPS, said).groups()])
         hosts_of.reverse()
-    alone, both = ([round(one[number][0], 2) for one in found] for number in (0, 1))
-    steps = [[float(step) for step in re.search(STEPS, said).groups()] for _, (_, said) in found]
     whole, packed, sent, stored = map(statistics.median, zip(*steps))
     more = statistics.median(both) / statistics.median(alone) - 1
     return (f"medians of {SAMPLES}: {more:+.0%} of {statistics.median(alone):.2f} s. The state is"
