@@ -16,6 +16,12 @@ from tools.steps import TOP, must
 # A whole Debian takes minutes to boot under emulation.
 BOOT_LIMIT = 600
 INITRD = "/boot/debian.initrd"
+# What systemd and dracut wait for by themselves (s): their defaults, on a host that is not slow.
+OWN_LIMITS = {
+    "systemd.default_timeout_start_sec": 90,
+    "systemd.default_device_timeout_sec": 90,
+    "rd.retry": 180,
+}
 
 
 def boot(bed, vtpms, empty=(), **how):
@@ -36,13 +42,14 @@ def boot(bed, vtpms, empty=(), **how):
 def guest(bed, vtpms, options="root=/dev/xvda", **more):
     """The guest, with the disks that dom0 serves. There may be `more` of its configuration."""
     letters = "abcd"[: len(bed.machine.disks)]
+    limits = [f"{name}={wait.stretch(seconds):.0f}" for name, seconds in OWN_LIMITS.items()]
     return Guest(
         bed.machine,
         "debian",
         vtpms,
         ramdisk=f"'{INITRD}'",
         disk=[f"phy:/dev/vd{letter},xvd{letter},w" for letter in letters],
-        extra=f"'console=hvc0 rw quiet systemd.show_status=false {options}'",
+        extra=f"'console=hvc0 rw quiet systemd.show_status=false {' '.join(limits)} {options}'",
         on_reboot="'restart'",
         start_limit=BOOT_LIMIT,
         **{"memory": 1024, **more},
