@@ -138,7 +138,7 @@ class NoNetwork(unittest.TestCase):
     def test_nothing_known_is_an_error(self):
         with self.assertRaisesRegex(StepError, "no answer"):
             prepare.resolved()
-        prepare.update_index.assert_called_once_with(6)
+        prepare.update_index.assert_called_once_with(12)
 
     def test_what_was_known_is_used(self):
         with open(self.known, "w", encoding="ascii") as file:

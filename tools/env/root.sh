@@ -28,7 +28,7 @@ find_mirror() {
 	[ -n "$mirror" ] || die "apt knows no Debian archive here, or it does not answer: see /etc/apt, or set DEBIAN_MIRROR="
 	mirror=${mirror%/}
 	eval "$(apt-config shell proxy Acquire::http::Proxy)"
-	/usr/lib/apt/apt-helper -o Acquire::http::Timeout=20 -o Acquire::Retries=1 \
+	/usr/lib/apt/apt-helper -o Acquire::http::Timeout=20 -o Acquire::Retries=6 \
 		download-file "$mirror/dists/$suite/Release" "$new.release" >/dev/null 2>&1 ||
 		die "the Debian archive does not answer, or has no $suite: $mirror"
 	rm -f "$new.release"
@@ -66,7 +66,7 @@ make_root() {
 		echo "deb [signed-by=$keyring] $mirror $part main"
 	done >"$cache/sources"
 	set -- --mode=root --variant=apt --architectures="$host" --include="${include#,}" \
-		--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
+		--aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "12"' \
 		--aptopt='APT::Sandbox::User "root"'
 	# A snapshot's index is valid for ever.
 	[ -z "${DEBIAN_MIRROR:-}" ] || set -- "$@" --aptopt='Acquire::Check-Valid-Until "false"'

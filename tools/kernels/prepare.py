@@ -393,9 +393,9 @@ def resolved():
     if age is None or age > FRESH or os.environ.get("COLD"):
         try:
             with step("reading the archive's index"):
-                # Where there is nothing else to go on with, an archive that is away for a minute is
-                # waited for.
-                update_index(6 if age is None else 1)
+                # Where there is nothing else to go on with, an archive that is away for minutes is
+                # waited for: four of them.
+                update_index(12 if age is None else 1)
                 found = {
                     "kernels": [dataclasses.asdict(kernel) for kernel in resolve()],
                     "xen": versions(XEN)[0],
