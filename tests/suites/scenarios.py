@@ -111,11 +111,10 @@ def booted(kernels):
     return [kernel for kernel in kernels if kernel.bootable]
 
 
-def at_once():
-    """How many machines may run at a time: QEMU has one processor's work to do in each, but half of
-    the time a scenario waits for a timeout or for a response; and each has its memory. Says what
-    that takes."""
-    count = max(1, min(JOBS + 1, memory_mb() // MACHINE))
+def at_once(most):
+    """How many machines run at a time: so many, if there is memory for them. Says what that
+    takes."""
+    count = max(1, min(most, memory_mb() // MACHINE))
     print(
         f"    {count} machines at a time, which take up to {count * MACHINE / 1024:.0f} GiB of"
         f" memory ({memory_mb() / 1024:.0f} GiB are available; JOBS={JOBS})",
@@ -203,15 +202,22 @@ def run(report, kernels, xen, scenarios, driver="rust"):
                     0,
                     f"the archive has no kernel to boot beside {first.release}",
                 )
-    _run_together([job for job in jobs if not job[0].alone])
+    together = [job for job in jobs if not job[0].alone]
+    # QEMU has one processor's work to do in each, but half of the time a scenario waits for a
+    # timeout or for a response. A guest that looks for mistakes has work to do all the time.
+    _run_together([job for job in together if job[0].kernel not in DEBUG], JOBS + 1)
+    _run_together([job for job in together if job[0].kernel in DEBUG], JOBS)
     for job in jobs:
         if job[0].alone:
             _run_one(*job)
 
 
-def _run_together(jobs):
-    """Runs scenarios, some at a time; an interruption ends those that run, and no other begins."""
-    with ThreadPoolExecutor(at_once()) as pool:
+def _run_together(jobs, most):
+    """Runs scenarios, so many at a time; an interruption ends those that run, and no other
+    begins."""
+    if not jobs:
+        return
+    with ThreadPoolExecutor(at_once(most)) as pool:
         runs = [pool.submit(_run_one, *job) for job in jobs]
         try:
             for running in runs:

@@ -160,7 +160,7 @@ class Waiting(unittest.TestCase):
 
     def test_a_slow_boot_is_measured(self):
         with mock.patch.multiple(wait.HOST, chosen=0, measured=1), mock.patch("builtins.print"):
-            for seconds, wanted in ((12, 1), (25, 1), (45, 2), (20, 2), (1000, wait.MOST)):
+            for seconds, wanted in ((12, 1), (25, 2), (45, 3), (20, 3), (1000, wait.MOST)):
                 wait.booted(seconds)
                 self.assertEqual(wait.slowness(), wanted)
 
@@ -190,7 +190,8 @@ class Shares(unittest.TestCase):
     def test_minutes_are_of_what_there_is(self):
         units = deep.units_of(deep.suites_of(None, [], None), scenarios.selected("deep"))
         self.assertLessEqual(set(deep.MINUTES), set(units))
-        self.assertLessEqual(sum(units.values()), 180, "make test-deep is to take three hours")
+        minutes = round(sum(units.values()), 6)
+        self.assertLessEqual(minutes, 180, "make test-deep is to take three hours")
 
     def test_a_kernel_is_built_in_one_part(self):
         suites = deep.suites_of(None, [], None)
