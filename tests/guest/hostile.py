@@ -21,8 +21,8 @@ with open("/bed/complaints", encoding="ascii") as patterns:
 # A command that has not ended by then is cancelled; then it has the driver's 5 s and some more, and
 # after SIGKILL so long.
 PATIENCE, GRACE, LAST = 2.0 * SLOWNESS, 5 + 3.0 * SLOWNESS, 5 + 5.0 * SLOWNESS
-# How long a connection may take to come back.
-RETURN = 20.0
+# How long a connection may take to come back, and a bind of the driver.
+RETURN, BOUND = 20.0 * SLOWNESS, 30.0 * SLOWNESS
 # Where orders come from, where it is said that one is done, and what came of it.
 ORDERS, DONE, ANSWER = "/run/hostile.orders", "/run/hostile.done", "/run/hostile.answer"
 # What the hostile backend makes up, and a secret that is long enough to be no chance.
@@ -241,7 +241,7 @@ def unbind(seconds=LAST):
     )
 
 
-def bind(seconds):
+def bind(seconds=BOUND):
     """Binds the driver; says how that ended, and whether a TPM is there."""
     begin = time.monotonic()
     word = Child(write, f"{DRIVER}/bind", "vtpm-0").word(float(seconds))
@@ -258,12 +258,13 @@ def bind(seconds):
 
 
 def works(seconds):
-    """Whether a command is answered within that time; returns the seconds that it took."""
+    """Whether a command is answered within that time, stretched; returns the seconds that it
+    took."""
     begin = time.monotonic()
-    while time.monotonic() < begin + seconds:
+    while time.monotonic() < begin + seconds * SLOWNESS:
         # A TPM 2.0 that the core takes for one in failure mode has no tpmrm0.
         whole = version() == "1.2" or os.path.exists("/dev/tpmrm0")
-        if os.path.exists("/dev/tpm0") and whole and one(get_random(), 3.0) == "self:ok":
+        if os.path.exists("/dev/tpm0") and whole and one(get_random(), 1.5 * PATIENCE) == "self:ok":
             return time.monotonic() - begin
         time.sleep(0.2)
     return None
@@ -279,7 +280,7 @@ def well(seconds, rebind):
         print("well no", flush=True)
     else:
         unbind()
-        bind(15)
+        bind()
         taken = works(float(seconds))
         print("well", "no" if taken is None else f"rebound {taken:.1f}", flush=True)
     os.system("dmesg -c >/run/dmesg.new; cat /run/dmesg.new >>/run/dmesg")

@@ -10,13 +10,13 @@ import struct
 import sys
 import time
 
-from tpm import Tpm
+from tpm import HOST, Tpm
 
 PCR = 16
 INDEX = 0x1500020
 BOOK = "/run/ledger"
 # How long a backend may be away. Longer than the host takes to notice.
-PATIENCE = 120
+PATIENCE = 120 * HOST
 INTERVAL = 0.05
 
 

@@ -8,12 +8,13 @@ import os
 import sys
 import time
 
-from tpm import Tpm, error_of, packet
+from tpm import HOST, Tpm, error_of, packet
 
 PCR = 12
 LOG = "/run/saved"
 GO, STOP = "/run/saved.go", "/run/saved.stop"
 INTERVAL = 0.02
+LAST = 30 * HOST
 
 
 class Chain:
@@ -98,14 +99,14 @@ def ended(*wanted):
     """Ends the process: its commands went as wanted, and the PCR is right to the end."""
     with open(STOP, "w", encoding="ascii"):
         pass
-    until = time.monotonic() + 30
+    until = time.monotonic() + LAST
     while True:
         with open(LOG, encoding="ascii") as log:
             words = log.read().split("\n")[:-1]
         if words and words[-1] == "end":
             break
         assert not words or not words[-1].startswith("wrong"), words[-1]
-        assert time.monotonic() < until, f"no end after 30 s: {words[-3:]}"
+        assert time.monotonic() < until, f"no end after {LAST} s: {words[-3:]}"
         time.sleep(0.1)
     found = collections.Counter(words[:-1])
     print(dict(found))

@@ -37,7 +37,7 @@ def missing(trial):
     it."""
     trial.python("unbind")
     trial.machine.must(END)
-    trial.python("bind 30", 90)
+    trial.python("bind", 90)
 
 
 def bound_to(behaviour):
@@ -45,7 +45,7 @@ def bound_to(behaviour):
     def reach(trial):
         trial.python("unbind")
         trial.tell(f"behave {behaviour}")
-        trial.python("bind 30", 90)
+        trial.python("bind", 90)
     return reach
 
 

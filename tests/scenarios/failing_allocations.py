@@ -29,7 +29,7 @@ def another_backend(bed, guest, number):
     guest.must(f"python3 -E -s /bed/faults.py watch {number}")
     bed.stop_backend()
     bed.start_backend()
-    first = works(guest, 20)
+    first = works(guest, 20 * bed.slowness)
     return first, int(
         re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1]
     )
@@ -39,7 +39,7 @@ def reconnect(bed, guest):
     """Allocations of taking leave of a backend and of an offer to the next one, spread over all
     there are."""
     first, left = another_backend(bed, guest, MANY)
-    if not first and not works(guest, 60):
+    if not first and not works(guest, 60 * bed.slowness):
         raise Failure("nothing failed, and yet the TPM does not work")
     total, outcomes = MANY - left, []
     for number in range(1, total + 1, -(-total // MOST)):
@@ -50,7 +50,7 @@ def reconnect(bed, guest):
         if not first:
             bed.stop_backend()
             bed.start_backend()
-            if not works(guest, 60):
+            if not works(guest, 60 * bed.slowness):
                 raise Failure(
                     f"{number} of {total}: after the failed allocation, the next connection does"
                     " not come about"

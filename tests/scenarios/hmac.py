@@ -6,6 +6,7 @@ import os
 import random
 import time
 
+from testbed import wait
 from testbed.guest_checks import IMA_POLICY
 from testbed.machine import BedError
 from testbed.report import Failure
@@ -20,12 +21,9 @@ RETURN = 20
 
 def works(guest):
     """A command of user space's is answered, and the kernel's own, which need its session, are."""
-    until = time.monotonic() + RETURN
     script = "python /bed/tpm.py works && head -c 8 /dev/hwrng | wc -c | grep -qx 8"
-    while (done := guest.run(f". /bed/lib.sh; {script}")).code:
-        if time.monotonic() > until:
-            raise Failure(f"the TPM does not work after {RETURN} s: {done.output[-500:]}")
-        time.sleep(0.3)
+    wait.until(lambda: not guest.run(f". /bed/lib.sh; {script}").code, RETURN,
+               "the TPM does not work again")
 
 
 def kill_worker(bed):

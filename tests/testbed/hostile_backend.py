@@ -274,7 +274,8 @@ class Trial:
             row["wrong"] = f"the guest's other work has {share:.2f} of its speed"
         return f"{result}, {share:.2f} of the speed, {taken} events taken in {STORM} s"
 
-    def _probe(self, behaviour, row, patience=30):
+    def _probe(self, behaviour, row, patience=None):
+        patience = patience or PROBE * self.bed.slowness
         self.python("unbind")
         self.tell(f"behave {behaviour.name}")
         lines = self.python(f"bind {patience}", patience + 60).splitlines()
@@ -300,7 +301,7 @@ class Trial:
     def _event_log(self, behaviour, row):
         self.python("unbind")
         self.tell(f"behave {behaviour.name}")
-        bound = self.python("bind 30", 90).split()[1]
+        bound = self.python("bind", 90).split()[1]
         result = ":".join([bound, *self.python("log").split()[1:]])
         self.machine.must(
             f"xenstore-rm /local/domain/0/backend/vtpm/$(xl domid {self.guest.name})/0/event-log"
@@ -329,7 +330,7 @@ class Trial:
         if wrong:
             row["wrong"] = "; ".join(wrong)
         self.tell("behave honest")
-        self.python("bind 30", 90)
+        self.python("bind", 90)
         return (
             f"{word} after {seconds} s and {running} commands, other watches {noticed}, unbound"
             f" after {took} s"
@@ -345,7 +346,7 @@ class Trial:
         if word != "ok":
             row["wrong"] = f"unbinding ends with {word}"
         self.tell("behave honest")
-        self.python("bind 30", 90)
+        self.python("bind", 90)
         return f"{'unbound' if word == 'ok' else word} after {seconds} s"
 
     def _busy_unbind(self, behaviour, row):
@@ -359,7 +360,7 @@ class Trial:
         elif self.status("interrupted") > before:
             row["wrong"] = "the page is closed while the backend has a command"
         self.tell("behave honest")
-        self.python("bind 30", 90)
+        self.python("bind", 90)
         return result
 
     def _unbind_now(self, row):
@@ -406,7 +407,7 @@ class Trial:
     def _late(self, behaviour, row):
         self.python("unbind")
         self.tell("behave probe-idle")
-        self.python("bind 30", 90)
+        self.python("bind", 90)
         self.tell(f"behave {behaviour.name}")
         self.tell("reconnect")
         return self._noticed(row)
@@ -422,7 +423,7 @@ class Trial:
         """How long it takes until the guest notices something else that is written to xenstore."""
         self.machine.must("sleep 2; xl sysrq victim h")
         seconds = self.python(f"watch {DEADLINE}", DEADLINE + 60).split()[1]
-        if seconds == "never" or float(seconds) > wait.stretch(PROMPT):
+        if seconds == "never" or float(seconds) > PROMPT * self.bed.slowness:
             row["wrong"] = f"the guest's other watches wait for {seconds} s"
         return f"{'late' if 'wrong' in row else 'prompt'}, after {seconds} s"
 
@@ -459,7 +460,7 @@ class Trial:
         grants = [
             int(number) for number in re.search(r"grants (\S*)", self.tell("status"))[1].split(",")
         ]
-        self.python("bind 30")
+        self.python("bind")
         numbers = (
             f"event channels {self.ports} before, {ports} unbound; {len(grants)} connections had"
             f" {len(set(grants))} grant references from {min(grants)} to {max(grants)}, the last"

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 
+from testbed import wait
 from testbed.report import Failure
 from testbed.testbed import tpm_state
 from tools.steps import must
@@ -37,13 +38,15 @@ def nv_read(state, index):
         environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={folder}/tpm"}
         with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as tpm:
             try:
-                until = time.monotonic() + LIMIT
+                until = time.monotonic() + wait.stretch(LIMIT)
                 while not os.path.exists(f"{folder}/tpm"):
                     if tpm.poll() is not None or time.monotonic() > until:
                         raise Failure(f"swtpm does not start on {state}")
                     time.sleep(0.02)
-                done = subprocess.run(["tpm2_nvread", "-C", "o", index], capture_output=True,
-                                      text=True, check=False, env=environment, timeout=LIMIT)
+                done = subprocess.run(
+                    ["tpm2_nvread", "-C", "o", index], capture_output=True, text=True, check=False,
+                    env=environment, timeout=wait.stretch(LIMIT)
+                )
             finally:
                 tpm.kill()
     if done.returncode:

@@ -158,8 +158,8 @@ class Testbed:
     def stop_backend(self, how="xen-vtpmd stop"):
         """Ends the backend, and waits until it is gone; `how` may use $pid, its process."""
         self.machine.must(
-            f"pid=$(cat /run/xen-vtpmd.pid); {how}; "
-            'timeout 30 sh -c "while kill -0 $pid 2>/dev/null; do sleep 0.1; done"',
+            f"pid=$(cat /run/xen-vtpmd.pid); {how}; timeout {wait.stretch(30)} "
+            'sh -c "while kill -0 $pid 2>/dev/null; do sleep 0.1; done"',
             60,
         )
 

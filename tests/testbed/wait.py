@@ -2,6 +2,7 @@
 """Waiting: one loop for all that polls, and how much longer than on a quiet host each timeout is.
 SLOWNESS= sets that; without it, it is measured by the time that dom0 takes to boot."""
 
+import math
 import os
 import time
 
@@ -32,7 +33,7 @@ def slowness():
 
 def booted(seconds):
     """Measures the host by a boot of dom0. It does not become faster again within a run."""
-    found = min(MOST, max(1, round(seconds / QUICK_BOOT)))
+    found = min(MOST, max(1, math.ceil(seconds / QUICK_BOOT)))
     if not HOST.chosen and found > HOST.measured:
         HOST.measured = found
         print(
