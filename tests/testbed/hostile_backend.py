@@ -85,10 +85,10 @@ class Trial:
         self.python("quiet")
 
     def ready_guest(self):
-        """Loads the driver in the guest, and starts what takes orders there."""
+        """Loads the driver, and starts what takes orders: minutes on the debug kernel."""
         self.guest.must(
             f". /bed/lib.sh; {self.load} && {{ python3 -E -s /bed/hostile.py serve >/run/serve 2>&1"
-            " & until [ -p /run/hostile.done ]; do sleep 0.1; done; }"
+            " & until [ -p /run/hostile.done ]; do sleep 0.1; done; }", 180
         )
 
     def _ports(self):

@@ -17,7 +17,7 @@ from tools.steps import BUILD, must
 
 UUID = "00000000-0000-4000-8000-{:012x}"
 # What the debug kernel costs: by how much limits grow, and a guest's memory (MiB).
-DEBUG_SLOWNESS = 3
+DEBUG_SLOWNESS = 4
 DEBUG_MEMORY = 256
 _making_state = threading.Lock()
 
