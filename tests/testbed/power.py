@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 
 from testbed import wait
 from testbed.report import Failure
@@ -38,11 +37,11 @@ def nv_read(state, index):
         environment = {**os.environ, "TPM2TOOLS_TCTI": f"swtpm:path={folder}/tpm"}
         with subprocess.Popen(server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as tpm:
             try:
-                until = time.monotonic() + wait.stretch(LIMIT)
-                while not os.path.exists(f"{folder}/tpm"):
-                    if tpm.poll() is not None or time.monotonic() > until:
-                        raise Failure(f"swtpm does not start on {state}")
-                    time.sleep(0.02)
+                said = f"swtpm does not start on {state}"
+                wait.until(lambda: os.path.exists(f"{folder}/tpm") or tpm.poll() is not None,
+                           LIMIT, said, pause=0.02)
+                if tpm.poll() is not None:
+                    raise Failure(said)
                 done = subprocess.run(
                     ["tpm2_nvread", "-C", "o", index], capture_output=True, text=True, check=False,
                     env=environment, timeout=wait.stretch(LIMIT)
