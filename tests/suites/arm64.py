@@ -7,7 +7,6 @@ import os
 import subprocess
 
 from suites import module, scenarios
-from tools.arch import TARGET
 from tools.steps import REPORT, TOP, step
 
 SUITE = "arm64"
@@ -19,19 +18,29 @@ def run_short(report, have):
     scenarios.run(report, have.kernels, have.xen, scenarios.selected("short"))
 
 
-def run(report):
-    """Runs that, and takes what it reports."""
-    if TARGET.name != "amd64":
-        return
-    path = f"{REPORT}/{SUITE}.json"
-    if os.path.exists(path):
-        os.unlink(path)
+def _call(program, command):
+    """Runs a command of the project's for that; returns its code."""
     # What was asked for is about kernels of the other architecture, and what is made anew was
     # forgotten by this run.
     environment = {**os.environ, "XT_ARCH": SUITE, "XT_SHORT": "1", "XT_VERSIONS": "",
                    "KERNEL": "", "COLD": ""}
+    return subprocess.call(["python3", f"{TOP}/{program}", command], env=environment)
+
+
+def prepare():
+    """Downloads and prepares what that takes. It comes before all that takes long, so that an
+    archive that is away by then fails nothing. What fails here fails once more in run()."""
+    with step("preparing what there is of arm64, in short"):
+        _call("tools/run.py", "kdir")
+
+
+def run(report):
+    """Runs that, and takes what it reports."""
+    path = f"{REPORT}/{SUITE}.json"
+    if os.path.exists(path):
+        os.unlink(path)
     with step("what there is of arm64, in short"):
-        code = subprocess.call(["python3", f"{TOP}/tests/run.py", "short"], env=environment)
+        code = _call("tests/run.py", "short")
     checks = []
     if os.path.exists(path):
         with open(path, encoding="utf-8") as file:
