@@ -24,17 +24,25 @@ def rounds(bed, guest, count):
     def figures():
         return [int(figure) for figure in bed.machine.must(LEFT).split()]
 
-    for number in range(1, count + 1):
+    def create():
         bed.machine.must(f"xl create -p {guest.config}", 120)
         must_be(bed.machine, "pidof swtpm | wc -w", "1", 30)
-        if number == 1:
-            with_guest = figures()
+
+    def destroy():
         bed.machine.must(f"xl destroy {guest.name}", 60)
-        if number == 1:
-            must_be(bed.machine, "pidof swtpm | wc -w", "0", 30)
-            before = figures()
-    must_be(bed.machine, "pidof swtpm | wc -w", "0", 30)
-    after = figures()
+
+    def ended():
+        must_be(bed.machine, "pidof swtpm | wc -w", "0", 30)
+        return figures()
+
+    create()
+    with_guest = figures()
+    destroy()
+    before = ended()
+    for _ in range(count - 1):
+        create()
+        destroy()
+    after = ended()
     said = f"with the guest {with_guest}, after one round {before}, after {count} {after}"
     if before != after or any(more <= less for more, less in zip(with_guest[:-1], before)):
         raise Failure(said)

@@ -20,7 +20,8 @@ LOST = {"event channels": 1}
 def works(guest, seconds):
     """Whether the TPM answers, in that time."""
     script = "until python3 -E -s /bed/tpm.py works 2>/dev/null; do sleep 0.3; done"
-    return guest.run(f"timeout {seconds} sh -c '{script}'", seconds + 30).code == 0
+    limit = f"$(({seconds} * SLOWNESS))"
+    return guest.run(f"timeout {limit} sh -c '{script}'", seconds + 30).code == 0
 
 
 def another_backend(bed, guest, number):
@@ -29,7 +30,7 @@ def another_backend(bed, guest, number):
     guest.must(f"python3 -E -s /bed/faults.py watch {number}")
     bed.stop_backend()
     bed.start_backend()
-    first = works(guest, 20 * bed.slowness)
+    first = works(guest, 20)
     return first, int(
         re.search(r"left (\d+)", guest.must("python3 -E -s /bed/faults.py watched"))[1]
     )
@@ -39,7 +40,7 @@ def reconnect(bed, guest):
     """Allocations of taking leave of a backend and of an offer to the next one, spread over all
     there are."""
     first, left = another_backend(bed, guest, MANY)
-    if not first and not works(guest, 60 * bed.slowness):
+    if not first and not works(guest, 60):
         raise Failure("nothing failed, and yet the TPM does not work")
     total, outcomes = MANY - left, []
     for number in range(1, total + 1, -(-total // MOST)):
@@ -50,7 +51,7 @@ def reconnect(bed, guest):
         if not first:
             bed.stop_backend()
             bed.start_backend()
-            if not works(guest, 60 * bed.slowness):
+            if not works(guest, 60):
                 raise Failure(
                     f"{number} of {total}: after the failed allocation, the next connection does"
                     " not come about"
