@@ -39,8 +39,10 @@ ONE_VERSION = {
 SAME_CONNECTION = ("command", "secret", "deadline", "timeout", "cancel-storm", "storm", "unbind",
                    "busy-unbind", "registration", "detach")
 # A backend of another protocol is refused for good: the driver has to be bound anew, as the
-# kernel's log says.
-REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge")
+# kernel's log says. So it has after the last one, whose TPM the core takes for one in failure mode:
+# that stays registered, without tpmrm0.
+REBOUND = ("protocol-changes", "feature-missing", "feature-0", "feature-2", "feature-huge",
+           "properties-absurd")
 
 # A command that nobody cancels has 60 s, and its cancel 5 s.
 DEADLINE = 75
