@@ -15,8 +15,7 @@ SETS = ("deep",)
 NEEDS = ("dom0 on a disk",)
 VARIANTS = {
     "by_systemd": {"sets": ("deep",), "unlocked": guest_disk.BY_SYSTEMD},
-    # In no set: ten are the same again, and a PVH guest boots for minutes, three times as long as a
-    # PV guest.
+    # In no set: ten are the same again, and a PVH guest boots twice as long as a PV guest, or more.
     "10_reboots": {"sets": (), "count": 10},
     "moved": {"sets": (), "moves": True},
 }

@@ -107,15 +107,10 @@ def suites_of(report, kernels, newest):
     }
 
 
-def minutes_of(name):
-    """How long that takes, as far as it is known."""
-    return MINUTES.get(name, MINUTES_OTHERWISE)
-
-
 def units_of(suites, chosen):
     """What is dealt out, with its minutes."""
     names = [*(WITH_KERNEL.get(name, name) for name in suites), *map(unit, chosen)]
-    return {name: minutes_of(name) for name in names}
+    return {name: MINUTES.get(name, MINUTES_OTHERWISE) for name in names}
 
 
 def run(report, kernels, xen, named, part):
@@ -131,6 +126,6 @@ def run(report, kernels, xen, named, part):
             timed(report, name, suite)
     # The longest begin first: a run that ends with one of them has a processor that rests.
     ours = [one for one in chosen if unit(one) in mine]
-    ours.sort(key=lambda one: minutes_of(one.name), reverse=True)
+    ours.sort(key=lambda one: units[unit(one)], reverse=True)
     if ours:
         timed(report, "scenarios", lambda: scenarios.run(report, kernels, xen, ours))
