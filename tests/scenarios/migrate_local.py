@@ -8,7 +8,7 @@ from testbed.two import GUEST_MEMORY
 
 SETS = ("test",)
 NEEDS = ("save",)
-VARIANTS = {"20": {"sets": ("deep",), "times": 20}}
+VARIANTS = {"6": {"sets": ("deep",), "times": 6}}
 
 WAITED = "is locked): waits for it"
 
