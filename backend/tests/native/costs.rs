@@ -128,23 +128,24 @@ fn a_vtpm_costs_a_mebibyte() {
 /// seconds, and whatever else follows from what was done has followed.
 fn calls_so_far(host: &Host) -> u64 {
     let mut calls = host.faults.total();
-    assert!(wait_for(LIMIT, || {
+    let none_came = wait_for(LIMIT, || {
         std::thread::sleep(Duration::from_millis(300));
         let before = std::mem::replace(&mut calls, host.faults.total());
         before == calls
-    }));
+    });
+    assert!(none_came, "the calls into Xen's libraries do not end");
     calls
 }
 
 /// Calls into Xen's libraries of a vTPM's life, and those for forty events of it.
 fn cost_of_a_life(host: &Host) -> (u64, u64) {
-    let begin = host.faults.total();
+    let begin = calls_so_far(host);
     let guest = host.boot(50, &uuid(50));
-    host.settle();
     let mut concerned = vec![host.manager(), host.xenstored.id()];
     concerned.extend(host.of_vtpm(50));
-    // Not all: of a thousand that takes so long that what is counted is the manager's clock.
+    // Not all: a look at a thousand takes longer than the manager sleeps.
     let settle = || processes::settle(|| concerned.clone());
+    settle();
     let before = calls_so_far(host);
     for round in 0..20 {
         // One by one: the worker looks once for several that arrive together.
@@ -158,8 +159,7 @@ fn cost_of_a_life(host: &Host) -> (u64, u64) {
     let after = calls_so_far(host);
     drop(guest);
     assert!(host.destroy(50));
-    host.settle();
-    (before - begin + host.faults.total() - after, after - before)
+    (before - begin + calls_so_far(host) - after, after - before)
 }
 
 /// Findings 3 and 9: what an event, a start and an end cost does not grow with the number of vTPMs.
@@ -168,7 +168,6 @@ fn an_event_costs_the_same_with(others: u16) {
     let mut costs = Vec::new();
     for n in [1, others] {
         let guests = boot(&host, n);
-        host.settle();
         // What arrives together differs from life to life.
         let lives: Vec<_> = (0..3).map(|_| cost_of_a_life(&host)).collect();
         let least = |of: fn(&(u64, u64)) -> u64| lives.iter().map(of).min().unwrap();
@@ -212,7 +211,7 @@ fn processor_time(pids: &[u32]) -> u64 {
 fn print_costs(host: &Host, n: u16) {
     const COMMANDS: u64 = 5_000;
     let mut guests = boot(host, n);
-    host.settle();
+    calls_so_far(host);
     let guest = &mut guests[0];
     guest.done(&GET_RANDOM);
     let (worker, io, swtpm) = (host.worker(100), host.io(100), host.swtpm(100));
