@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What runs on this machine, and whether what is a host's has come to rest.
+//! What runs on this machine, and whether it has come to rest.
 
 use std::fs;
 
-use crate::host::{wait_for, Host, LIMIT};
+use crate::host::{wait_for, LIMIT};
 
 /// The ids of all processes.
 pub(crate) fn all_processes() -> impl Iterator<Item = u32> {
@@ -30,20 +30,8 @@ impl Thread {
     }
 }
 
-impl Host {
-    /// Waits until all that this host runs is asleep, and was since the last look: whatever was to
-    /// follow from what the test did has followed, however slow the machine is. What waits for a point
-    /// in time is asleep too.
-    pub(crate) fn settle(&self) {
-        let own = std::process::id();
-        settle(|| {
-            let all = all_processes().filter(|pid| *pid != own && self.is_ours(*pid));
-            all.collect()
-        });
-    }
-}
-
-/// The same of these processes, for which a thousand others need not be looked at.
+/// Waits until these processes are asleep, and were since the last look: whatever was to follow from what
+/// the test did has followed, however slow the machine is. What waits for a point in time is asleep too.
 pub(crate) fn settle(processes: impl Fn() -> Vec<u32>) {
     let look = || -> Vec<Thread> {
         let threads = |pid| numbers(&format!("/proc/{pid}/task")).map(move |tid| (pid, tid));
@@ -59,6 +47,6 @@ pub(crate) fn settle(processes: impl Fn() -> Vec<u32>) {
             before = now;
             rests
         }),
-        "the host does not come to rest"
+        "the processes do not come to rest"
     );
 }
