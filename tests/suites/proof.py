@@ -110,8 +110,8 @@ def fresh_copy():
     """A copy of what the host ways need, to be broken."""
     # Cargo wants all members of the workspace, whatever is tested.
     members = [f"{member}/" for member in tomllib.loads(read("Cargo.toml"))["workspace"]["members"]]
-    needed = ("src/protocol/", "Documentation/", "Cargo.toml", "tests/", "tools/", *members)
-    mutations.copy(f"{MUTANTS}/src", lambda name: name.startswith(needed))
+    needed = ("src/protocol/", "Documentation/", "README.md", "Cargo.toml", "tests/", "tools/")
+    mutations.copy(f"{MUTANTS}/src", lambda name: name.startswith((*needed, *members)))
 
 
 def environment_of_copy():
