@@ -72,14 +72,18 @@ fn a_vtpm_that_is_to_close_closes_whenever_that_is() {
 #[test]
 fn no_node_comes_back_after_its_removal() {
     let Some(host) = Host::new() else { return };
-    for domid in 7..11 {
+    let begin = Instant::now();
+    host.add(7, &uuid(7));
+    assert!(wait_for(LIMIT, || host.backend_state(7).as_deref() == Some("2")));
+    let start = begin.elapsed();
+    for domid in 8..16 {
         host.add(domid, &uuid(domid));
-        std::thread::sleep(Duration::from_millis(40 * u64::from(domid - 7)));
+        std::thread::sleep(start * u32::from(domid - 8) / 8);
         host.store
             .remove(&format!("/local/domain/0/backend/vtpm/{domid}"));
     }
-    std::thread::sleep(Duration::from_secs(2));
-    for domid in 7..11 {
+    std::thread::sleep(2 * start);
+    for domid in 8..16 {
         assert!(
             host.store.list(&backend(domid)).is_empty(),
             "domain {domid}: {:?}",

@@ -130,8 +130,10 @@ fn walk(two: &mut Two, step: Step, party: Party) -> At {
         two.resume_here();
         return At::Here;
     }
-    // Time for a worker that takes it before the guest runs.
-    std::thread::sleep(Duration::from_millis(500));
+    if step == Step::Attached {
+        // Time for a worker that takes it before the guest runs: it looks once a second.
+        std::thread::sleep(Duration::from_secs(2));
+    }
     kill_at(two, Step::Attached);
     if dead_xl(Step::Attached) {
         two.destroy_there();
