@@ -12,7 +12,6 @@ use core::{
     ptr, //
 };
 use kernel::{
-    bindings,
     error::from_err_ptr,
     prelude::*,
     sync::{
@@ -21,6 +20,38 @@ use kernel::{
         UniqueArc, //
     }, //
 };
+
+#[cfg(CONFIG_SECURITYFS)]
+use kernel::bindings;
+
+/// With what the header defines inline for a kernel without securityfs, so that bindgen has none.
+#[cfg(not(CONFIG_SECURITYFS))]
+mod bindings {
+    pub(super) use kernel::bindings::*;
+    use kernel::{
+        ffi::{
+            c_char,
+            c_void, //
+        },
+        prelude::ENODEV, //
+    };
+
+    pub(super) unsafe fn securityfs_create_dir(_: *const c_char, _: *mut dentry) -> *mut dentry {
+        ENODEV.to_ptr()
+    }
+
+    pub(super) unsafe fn securityfs_create_file(
+        _: *const c_char,
+        _: umode_t,
+        _: *mut dentry,
+        _: *mut c_void,
+        _: *const file_operations,
+    ) -> *mut dentry {
+        ENODEV.to_ptr()
+    }
+
+    pub(super) unsafe fn securityfs_remove(_: *mut dentry) {}
+}
 
 /// The longest log that there is room for.
 pub(crate) const MAX_EVENT_LOG: usize = 3 * 4096;
