@@ -36,6 +36,7 @@ CORNERS = {
         # CONFIG_SECURITYFS is not set
         # CONFIG_INTEGRITY is not set
         # CONFIG_IMA is not set
+        # CONFIG_IMA_APPRAISE is not set
         # CONFIG_IMA_DEFAULT_HASH_SHA256 is not set
         # CONFIG_IMA_READ_POLICY is not set
         # CONFIG_IMA_WRITE_POLICY is not set
