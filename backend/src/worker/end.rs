@@ -90,8 +90,7 @@ impl Worker {
     }
 
     fn write_hotplug_error(&self, failure: &Failure) {
-        let node = self.paths.backend("hotplug-error");
-        if let Err(e) = self.store.write(&node, &short(&failure.to_string())) {
+        if let Err(e) = self.tell("hotplug-error", &short(&failure.to_string())) {
             log::warn!("{e}");
         }
     }
@@ -351,6 +350,16 @@ impl Worker {
         }
         log::info!("ends, for the next worker to go on");
         Outcome::HandOver
+    }
+
+    /// Writes a node beside the state, if that is there: into a directory that was removed meanwhile it would make
+    /// half a vTPM.
+    pub(super) fn tell(&self, name: &str, value: &str) -> Result<(), xen::Error> {
+        let (state, node) = (self.paths.backend("state"), self.paths.backend(name));
+        self.store.transaction(|store| match store.read(&state)? {
+            Some(_) => store.write(&node, value),
+            None => Ok(()),
+        })
     }
 
     /// Shows a state to the guest and the toolstack: unless the toolstack, which writes there as well, has said

@@ -79,8 +79,7 @@ impl Worker {
         }
         self.find_boot(held.as_ref(), boots)?;
         self.store.remove(&self.paths.error())?;
-        self.store
-            .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
+        self.tell(NODE_FEATURE, FEATURE_VALUE)?;
         // Until it is shown, all of this is done again where xenstore fails.
         self.show(BusState::InitWait)?;
         self.stage = Stage::Waiting;
@@ -215,8 +214,7 @@ impl Worker {
                 };
                 self.resumes = self.stage != Stage::Waiting;
                 self.find_departed();
-                self.store
-                    .write(&self.paths.backend(NODE_FEATURE), FEATURE_VALUE)?;
+                self.tell(NODE_FEATURE, FEATURE_VALUE)?;
                 return Ok(self.evaluate());
             }
             Ok(None) => (),
