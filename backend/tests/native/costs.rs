@@ -144,7 +144,7 @@ fn cost_of_a_life(host: &Host) -> (u64, u64) {
     let mut concerned = vec![host.manager(), host.xenstored.id()];
     concerned.extend(host.of_vtpm(50));
     // Not all: a look at a thousand takes longer than the manager sleeps.
-    let settle = || processes::settle(|| concerned.clone());
+    let settle = || processes::settle(&concerned);
     settle();
     let before = calls_so_far(host);
     for round in 0..20 {

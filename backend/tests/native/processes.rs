@@ -32,10 +32,10 @@ impl Thread {
 
 /// Waits until these processes are asleep, and were since the last look: whatever was to follow from what
 /// the test did has followed, however slow the machine is. What waits for a point in time is asleep too.
-pub(crate) fn settle(processes: impl Fn() -> Vec<u32>) {
+pub(crate) fn settle(processes: &[u32]) {
     let look = || -> Vec<Thread> {
-        let threads = |pid| numbers(&format!("/proc/{pid}/task")).map(move |tid| (pid, tid));
-        let all = processes().into_iter().flat_map(threads);
+        let threads = |&pid| numbers(&format!("/proc/{pid}/task")).map(move |tid| (pid, tid));
+        let all = processes.iter().flat_map(threads);
         all.filter_map(|(pid, tid)| Thread::look(pid, tid))
             .collect()
     };
